@@ -1,0 +1,1 @@
+"""The tests of tornado_proxy; README.md says what is where."""

@@ -1,0 +1,514 @@
+"""Header rules of a gateway: what goes through, what is added, what points at the upstream."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tornado.httputil import HTTPHeaders
+
+from tornado_proxy import headers as h
+from tornado_proxy.headers import Forwarding
+from tornado_proxy.urls import parse_upstream
+
+
+def make(*fields: tuple[str, str]) -> HTTPHeaders:
+    made = HTTPHeaders()
+    for name, value in fields:
+        made.add(name, value)
+    return made
+
+
+def pairs(headers: HTTPHeaders) -> list[tuple[str, str]]:
+    return list(headers.get_all())
+
+
+CLIENT = Forwarding(client="192.0.2.7", scheme="https", host="example.com:8443", port=8443, prefix="/foo")
+NOBODY = Forwarding(client="unknown", scheme="http", host=None, port=None, prefix=None)
+
+FAMILY = [
+    "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Prefix",
+    "X-Forwarded-Server", "X-Forwarded-Ssl", "X-Forwarded-Scheme", "X-Forwarded-Anything-At-All", "X-Real-IP",
+    "X-Scheme", "X-Client-IP", "True-Client-IP", "X-Original-URL", "X-Original-Host", "X-Rewrite-URL",
+    "Front-End-Https", "X_Forwarded_For", "X-Forwarded_For", "x_real_ip", "X_ORIGINAL_URL", "True_Client-IP",
+]  # fmt: skip
+
+
+class TestNominated:
+    @pytest.mark.parametrize(
+        ("lines", "names"),
+        [
+            (["close"], {"Close"}),
+            (["keep-alive, Upgrade"], {"Keep-Alive", "Upgrade"}),
+            (["x-one", "X-TWO ,\tx-three"], {"X-One", "X-Two", "X-Three"}),
+            ([",, ,x,"], {"X"}),
+            ([""], set()),
+        ],
+    )
+    def test_reads_all_connection_lines(self, lines: list[str], names: set[str]) -> None:
+        assert h.nominated(make(*(("Connection", line) for line in lines))) == names
+
+    @pytest.mark.parametrize(
+        "name",
+        [*FAMILY, "Host", "Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Authorization",
+         "Cookie", "Set-Cookie", "Via", "Cache-Control", "Expect"],
+    )  # fmt: skip
+    def test_leaves_out_what_is_for_all_recipients(self, name: str) -> None:
+        assert h.nominated(make(("Connection", f"close, {name.lower()}"))) == {"Close"}
+
+    def test_is_shared_and_empty_without_the_field(self) -> None:
+        assert h.nominated(make()) is h.nominated(make(("X", "y")))
+
+
+class TestEndToEnd:
+    @pytest.mark.parametrize("name", sorted(h.HOP_BY_HOP))
+    def test_drops_hop_by_hop_fields_also_when_not_nominated(self, name: str) -> None:
+        assert pairs(h.end_to_end(make((name.lower(), "x"), ("A", "b")))) == [("A", "b")]
+
+    def test_hop_by_hop_names_are_normalised(self) -> None:
+        assert all(next(iter(make((name, "x")))) == name for name in h.HOP_BY_HOP)
+
+    def test_drops_every_nominated_field(self) -> None:
+        inbound = make(("Connection", "x-a"), ("X-A", "1"), ("Connection", "X-b, close"), ("X-B", "2"), ("X-C", "3"))
+        assert pairs(h.end_to_end(inbound)) == [("X-C", "3")]
+
+    def test_keeps_what_must_not_be_nominated(self) -> None:
+        inbound = make(("Connection", "authorization, cookie"), ("Authorization", "a"), ("Cookie", "c"))
+        assert pairs(h.end_to_end(inbound)) == [("Authorization", "a"), ("Cookie", "c")]
+
+    def test_drops_what_it_is_asked_to(self) -> None:
+        assert pairs(h.end_to_end(make(("A", "1"), ("B", "2")), frozenset({"A"}))) == [("B", "2")]
+
+    def test_keeps_repeated_fields_apart_and_in_order(self) -> None:
+        fields = [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2, x"), ("Set-Cookie", "c"), ("X", ""), ("Y", "\xe9")]
+        assert pairs(h.end_to_end(make(*fields))) == fields
+
+    def test_copies(self) -> None:
+        inbound = make(("A", "1"), ("A", "2"))
+        copy = h.end_to_end(inbound)
+        copy.add("A", "3")
+        copy["B"] = "4"
+        assert pairs(inbound) == [("A", "1"), ("A", "2")]
+        assert copy["A"] == "1,2,3"
+
+
+class TestRequestHeaders:
+    @pytest.mark.parametrize("name", ["Host", "Content-Length", "Expect", "Proxy", "Connection", "TE", "Upgrade"])
+    @pytest.mark.parametrize("trusted", [True, False])
+    def test_drops_what_is_ours_to_say(self, name: str, trusted: bool) -> None:
+        assert pairs(h.request_headers(make((name, "x"), ("A", "b")), trusted=trusted)) == [("A", "b")]
+
+    @pytest.mark.parametrize("name", FAMILY)
+    def test_drops_the_forwarding_family_of_a_stranger(self, name: str) -> None:
+        assert pairs(h.request_headers(make((name, "1.2.3.4"), ("A", "b")), trusted=False)) == [("A", "b")]
+
+    @pytest.mark.parametrize("name", FAMILY)
+    def test_keeps_it_from_a_trusted_proxy(self, name: str) -> None:
+        assert name in h.request_headers(make((name, "1.2.3.4")), trusted=True)
+
+    @pytest.mark.parametrize(
+        "name", ["X-Forward", "X-Api-Key", "X_Custom", "Scheme", "X-Real", "Client-Id", "User-Agent"]
+    )
+    def test_keeps_other_fields_of_a_stranger(self, name: str) -> None:
+        assert name in h.request_headers(make((name, "x")), trusted=False)
+
+    def test_does_not_touch_the_inbound_fields(self) -> None:
+        inbound = make(("Host", "a"), ("X-Forwarded-For", "b"), ("A", "1"))
+        before = pairs(inbound)
+        h.request_headers(inbound, trusted=False)
+        assert pairs(inbound) == before
+
+
+class TestAddXForwarded:
+    def test_says_all_five(self) -> None:
+        headers = make()
+        h.add_x_forwarded(headers, CLIENT, trusted=False)
+        assert pairs(headers) == [
+            ("X-Forwarded-For", "192.0.2.7"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "example.com:8443"),
+            ("X-Forwarded-Port", "8443"),
+            ("X-Forwarded-Prefix", "/foo"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("lines", "value"),
+        [
+            (["10.0.0.1"], "10.0.0.1, 192.0.2.7"),
+            (["10.0.0.1, 10.0.0.2", "10.0.0.3"], "10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7"),
+            ([""], "192.0.2.7"),
+        ],
+    )
+    def test_continues_a_trusted_chain_in_one_line(self, lines: list[str], value: str) -> None:
+        headers = make(*(("X-Forwarded-For", line) for line in lines))
+        h.add_x_forwarded(headers, CLIENT, trusted=True)
+        assert headers.get_list("X-Forwarded-For") == [value]
+
+    def test_keeps_what_a_trusted_proxy_said(self) -> None:
+        said = [
+            ("X-Forwarded-Proto", "wss"),
+            ("X-Forwarded-Host", "pub"),
+            ("X-Forwarded-Port", "1"),
+            ("X-Forwarded-Prefix", "/p"),
+        ]
+        headers = make(*said)
+        h.add_x_forwarded(headers, CLIENT, trusted=True)
+        assert pairs(headers)[:4] == said
+
+    def test_replaces_what_a_stranger_said(self) -> None:
+        headers = make(("X-Forwarded-For", "spoof"), ("X-Forwarded-For", "spoof2"), ("X-Forwarded-Host", "evil"))
+        h.add_x_forwarded(headers, CLIENT, trusted=False)
+        assert headers.get_list("X-Forwarded-For") == ["192.0.2.7"]
+        assert headers["X-Forwarded-Host"] == "example.com:8443"
+
+    def test_removes_what_a_stranger_said_where_we_have_nothing_to_say(self) -> None:
+        headers = make(("X-Forwarded-Host", "evil"), ("X-Forwarded-Port", "1"), ("X-Forwarded-Prefix", "/evil"))
+        h.add_x_forwarded(headers, NOBODY, trusted=False)
+        assert pairs(headers) == [("X-Forwarded-For", "unknown"), ("X-Forwarded-Proto", "http")]
+
+    def test_writes_ipv6_bare(self) -> None:
+        headers = make()
+        h.add_x_forwarded(headers, Forwarding("2001:db8::1", "http", None, None, None), trusted=False)
+        assert headers["X-Forwarded-For"] == "2001:db8::1"
+
+    def test_survives_a_client_that_nominates_our_fields(self) -> None:
+        inbound = make(("Connection", "close, X-Forwarded-For, Via"), ("X-Forwarded-For", "spoof"))
+        headers = h.request_headers(inbound, trusted=False)
+        h.add_x_forwarded(headers, CLIENT, trusted=False)
+        assert headers["X-Forwarded-For"] == "192.0.2.7"
+
+
+class TestAddForwarded:
+    @pytest.mark.parametrize(
+        ("client", "node"),
+        [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::1", '"[::1]"'),
+            ("[::1]", '"[::1]"'),
+            ("fe80::1%eth0", '"[fe80::1]"'),
+            ("unknown", "unknown"),
+            ("", '""'),
+        ],
+    )
+    def test_quotes_nodes_that_are_no_tokens(self, client: str, node: str) -> None:
+        headers = make()
+        h.add_forwarded(headers, Forwarding(client, "http", None, None, None), trusted=False)
+        assert headers["Forwarded"] == f"for={node};proto=http"
+
+    @pytest.mark.parametrize(
+        ("host", "value"),
+        [
+            ("example.com", "example.com"),
+            ("a:80", '"a:80"'),
+            ("[::1]", '"[::1]"'),
+            ('a";for=x', '"a\\";for=x"'),
+            ("\\", '"\\\\"'),
+        ],
+    )
+    def test_quotes_hosts_that_are_no_tokens(self, host: str, value: str) -> None:
+        headers = make()
+        h.add_forwarded(headers, Forwarding("1.1.1.1", "http", host, None, None), trusted=False)
+        assert headers["Forwarded"] == f"for=1.1.1.1;proto=http;host={value}"
+
+    def test_appends_an_element_to_a_trusted_chain(self) -> None:
+        headers = make(("Forwarded", "for=a, for=b"), ("Forwarded", "for=c"))
+        h.add_forwarded(headers, NOBODY, trusted=True)
+        assert headers.get_list("Forwarded") == ["for=a, for=b, for=c, for=unknown;proto=http"]
+
+    def test_replaces_the_chain_of_a_stranger(self) -> None:
+        headers = make(("Forwarded", "for=spoof"), ("Forwarded", "for=spoof2"))
+        h.add_forwarded(headers, NOBODY, trusted=False)
+        assert headers.get_list("Forwarded") == ["for=unknown;proto=http"]
+
+
+class TestVia:
+    @pytest.mark.parametrize(
+        ("version", "member"), [("HTTP/1.1", "1.1 p"), ("HTTP/1.0", "1.0 p"), ("HTTP/2", "2 p"), ("1.1", "1.1 p")]
+    )
+    def test_names_the_version_received(self, version: str, member: str) -> None:
+        headers = make()
+        h.add_via(headers, version, "p")
+        assert headers["Via"] == member
+
+    def test_is_appended_in_one_line(self) -> None:
+        headers = make(("Via", "1.0 a"), ("Via", "1.1 b (c)"))
+        h.add_via(headers, "HTTP/1.1", "p")
+        assert headers.get_list("Via") == ["1.0 a, 1.1 b (c), 1.1 p"]
+
+    @pytest.mark.parametrize(
+        ("lines", "count"),
+        [
+            ([], 0),
+            (["1.1 other"], 0),
+            (["1.1 tornado_proxy"], 1),
+            (["HTTP/1.1 Tornado_Proxy (x)"], 1),
+            (["1.1 tornado_proxy, 1.0 a", "1.1 tornado_proxy"], 2),
+            (["1.1 tornado_proxy2"], 0),
+            (["1.1 tornado_proxy:80"], 0),
+            (["tornado_proxy"], 0),
+            (["tornado_proxy x"], 0),
+            (["1.1 a (1.1 tornado_proxy, 1.1 tornado_proxy)"], 0),
+            (["1.1 a (x, 1.1 tornado_proxy (y), z), 1.1 tornado_proxy"], 1),
+            (["1.1 a (\\), 1.1 tornado_proxy)"], 0),
+            (["1.1 evil (, 1.1 tornado_proxy"], 1),
+            (["1.1 evil ((, 1.1 tornado_proxy, 1.1 b (x)"], 1),
+            (["1.1 evil (\\", "1.1 tornado_proxy"], 1),
+            (["1.1 evil ), 1.1 tornado_proxy"], 1),
+            (["1.1 tornado_proxy(x)"], 1),
+            ([",,, ,"], 0),
+        ],
+    )
+    def test_counts_how_often_it_came_through_us(self, lines: list[str], count: int) -> None:
+        assert h.via_count(make(*(("Via", line) for line in lines)), "tornado_proxy") == count
+
+    def test_counts_in_linear_time(self) -> None:
+        start = time.perf_counter()
+        h.via_count(make(("Via", "(" * 30_000 + "p" + ")" * 30_000)), "p")
+        assert time.perf_counter() - start < 1
+
+    def test_counts_what_it_added(self) -> None:
+        headers = make(("Via", "1.1 evil (("))
+        for expected in (1, 2, 3):
+            h.add_via(headers, "HTTP/1.1", "tornado_proxy")
+            assert h.via_count(headers, "tornado_proxy") == expected
+
+
+def locate(value: str, upstream: str = "http://up:9000/bar", mount: str | None = "/foo") -> str:
+    return h.rewrite_location(value, upstream=parse_upstream(upstream), mount=mount, scheme="https", host="pub.com")
+
+
+class TestRewriteLocation:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("http://up:9000/bar", "https://pub.com/foo"),
+            ("http://up:9000/bar/", "https://pub.com/foo/"),
+            ("HTTP://UP:9000/bar/x?y=/bar#/bar", "https://pub.com/foo/x?y=/bar#/bar"),
+            ("http://up:9000/bar?", "https://pub.com/foo?"),
+            ("//up:9000/bar/x", "//pub.com/foo/x"),
+            ("/bar", "/foo"),
+            ("/bar/", "/foo/"),
+            ("/bar/x?y#z", "/foo/x?y#z"),
+            ("/bar?x", "/foo?x"),
+            ("/bar#", "/foo#"),
+            ("/bar//x/../%2F;\xe9", "/foo//x/../%2F;\xe9"),
+        ],
+    )
+    def test_brings_what_is_below_the_base_under_the_mount(self, value: str, expected: str) -> None:
+        assert locate(value) == expected
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "", "x", "x/y", "../x", "?q", "#f", "/", "/barbar", "/other", "/foo/x", "/BAR/x",
+            "http://up:9000", "http://up:9000/", "http://up:9000/barbar", "http://up:9000/foo/x",
+            "http://up/bar", "http://up:9001/bar", "https://up:9000/bar", "http://evil/bar", "http://evil.com",
+            "http://up:9000@evil/bar", "http://u@up:9000/bar", "http://up:9000\\@evil/bar", "//evil/bar", "///bar",
+            "http:/bar", "http:bar", "mailto:x@up", "javascript:alert(1)", "ftp://up:9000/bar", "http://", "//",
+            "http://[::1/bar", "http://up:x/bar", "http://up:99999999/bar", "/bar/\t/evil", "/bar\r\nX: y", "\\bar",
+        ],
+    )  # fmt: skip
+    def test_leaves_all_else_byte_for_byte(self, value: str) -> None:
+        assert locate(value) == value
+
+    @pytest.mark.parametrize(
+        ("upstream", "mount", "value", "expected"),
+        [
+            ("http://up", "/foo", "/x", "/foo/x"),
+            ("http://up", "/foo", "/", "/foo/"),
+            ("http://up/", "/foo", "/x", "/foo/x"),
+            ("http://up", "/foo/", "/x", "/foo/x"),
+            ("http://up", "/foo", "/foo/x", "/foo/x"),
+            ("http://up", "/foo", "/foo", "/foo"),
+            ("http://up", "/foo", "/foobar", "/foo/foobar"),
+            ("http://up", "/foo", "http://up", "https://pub.com/foo"),
+            ("http://up", "/foo", "http://up:80/x", "https://pub.com/foo/x"),
+            ("http://up", "/foo", "http://up:/x", "https://pub.com/foo/x"),
+            ("http://up", "/foo", "http://up/foo/x", "https://pub.com/foo/x"),
+            ("http://up", "/foo", "http://up?x", "https://pub.com/foo?x"),
+            ("http://up", "/", "/x", "/x"),
+            ("http://up", "/", "//up/x", "//pub.com/x"),
+            ("http://up", "/", "http://up", "https://pub.com/"),
+            ("http://up/bar", "/", "/bar", "/"),
+            ("http://up/bar", "/", "/bar/x", "/x"),
+            ("http://up/bar/", "/foo", "/bar/x", "/foo/x"),
+            ("http://up/bar/", "/foo", "/bar", "/foo"),
+            ("http://up/same", "/same", "/same/x", "/same/x"),
+            ("http://up/bar", "/bar/baz", "/bar/x", "/bar/baz/x"),
+            ("https://up", "/foo", "https://up:443/x", "https://pub.com/foo/x"),
+            ("http://[::1]:9000", "/foo", "http://[::1]:9000/x", "https://pub.com/foo/x"),
+        ],
+    )
+    def test_knows_all_shapes_of_base_and_mount(self, upstream: str, mount: str, value: str, expected: str) -> None:
+        assert locate(value, upstream, mount) == expected
+
+    @pytest.mark.parametrize(
+        ("upstream", "value", "expected"),
+        [
+            ("http://up", "http://up/x", "https://pub.com/x"),
+            ("http://up/", "//up/x", "//pub.com/x"),
+            ("http://up", "/x", "/x"),
+            ("http://up/bar", "http://up/bar/x", "http://up/bar/x"),
+            ("http://up/bar", "/bar/x", "/bar/x"),
+        ],
+    )
+    def test_replaces_the_origin_only_when_the_mount_is_not_known(
+        self, upstream: str, value: str, expected: str
+    ) -> None:
+        assert locate(value, upstream, None) == expected
+
+    @pytest.mark.parametrize(
+        ("value", "expected"), [("/bar//evil.com", "/.//evil.com"), ("/bar/\\evil.com", "/./\\evil.com")]
+    )
+    def test_never_turns_a_path_into_a_host(self, value: str, expected: str) -> None:
+        assert locate(value, "http://up/bar", "/") == expected
+
+    @given(st.text(), st.sampled_from(["http://up", "http://up/bar"]), st.sampled_from([None, "", "/", "/foo"]))
+    def test_never_raises(self, value: str, upstream: str, mount: str | None) -> None:
+        for candidate in (value, "//" + value, "http://" + value, "/bar" + value):
+            assert isinstance(locate(candidate, upstream, mount), str)
+
+
+class TestRewriteRefresh:
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("5; url=/bar/x", "5; url=/foo/x"),
+            ("0;URL=http://up:9000/bar", "0;URL=https://pub.com/foo"),
+            ("0 ; Url = '/bar/x' ", "0 ; Url = '/foo/x' "),
+            ('0;url="/bar/x";y', '0;url="/foo/x";y'),
+            ('0;url="/bar/x', '0;url="/foo/x'),
+            ("1.5, url=/bar?a=url=/bar", "1.5, url=/foo?a=url=/bar"),
+            ("0 url=/bar", "0 url=/foo"),
+            ("5", "5"),
+            ("", ""),
+            ("5; /bar", "5; /bar"),
+            ("5; url=", "5; url="),
+            ("5; url=x", "5; url=x"),
+            ("5; url=http://evil/bar", "5; url=http://evil/bar"),
+        ],
+    )
+    def test_rewrites_the_url_only(self, value: str, expected: str) -> None:
+        upstream = parse_upstream("http://up:9000/bar")
+        got = h.rewrite_refresh(value, upstream=upstream, mount="/foo", scheme="https", host="pub.com")
+        assert got == expected
+
+    def test_takes_linear_time(self) -> None:
+        start = time.perf_counter()
+        upstream = parse_upstream("http://up")
+        h.rewrite_refresh(
+            "5" + " " * 60_000 + ";" + " " * 60_000 + "x", upstream=upstream, mount="/", scheme="http", host="a"
+        )
+        assert time.perf_counter() - start < 1
+
+
+class TestRewriteSetCookie:
+    @pytest.mark.parametrize(
+        ("base", "mount", "path", "expected"),
+        [
+            ("/bar", "/foo", "/bar", "/foo"),
+            ("/bar", "/foo", "/bar/", "/foo/"),
+            ("/bar", "/foo", "/bar/x", "/foo/x"),
+            ("/bar/", "/foo", "/bar/", "/foo"),
+            ("/bar/", "/foo", "/bar", "/foo"),
+            ("/bar", "/foo", "/barbar", "/barbar"),
+            ("/bar", "/foo", "/", "/"),
+            ("/bar", "/foo", "/foo/x", "/foo/x"),
+            ("/bar", "/", "/bar", "/"),
+            ("/bar", "/", "/bar/x", "/x"),
+            ("", "/foo", "/", "/foo"),
+            ("/", "/foo", "/", "/foo"),
+            ("", "/foo", "/x", "/foo/x"),
+            ("", "/foo", "/foo", "/foo"),
+            ("", "/foo", "/foo/x", "/foo/x"),
+            ("", "/foo", "/foobar", "/foo/foobar"),
+            ("", "/foo", "", ""),
+            ("", "/foo", "x", "x"),
+            ("", "/", "/x", "/x"),
+            ("/bar", None, "/bar", "/bar"),
+            ("", None, "/", "/"),
+        ],
+    )
+    def test_brings_the_path_under_the_mount(self, base: str, mount: str | None, path: str, expected: str) -> None:
+        got = h.rewrite_set_cookie(f"a=b; Path={path}; Secure", base=base, mount=mount)
+        assert got == f"a=b; Path={expected}; Secure"
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("a=/bar", "a=/bar"),
+            ("a=b; PATH = /bar ;HttpOnly", "a=b; PATH=/foo;HttpOnly"),
+            ("a=b;path=/bar", "a=b;path=/foo"),
+            ("a=b; Path", "a=b; Path"),
+            ("path=/bar; Domain=up", "path=/bar; Domain=up"),
+            ("a=b; Expires=Wed, 21 Oct 2015 07:28:00 GMT; Path=/bar; Max-Age=1; SameSite=Lax; Odd;;",
+             "a=b; Expires=Wed, 21 Oct 2015 07:28:00 GMT; Path=/foo; Max-Age=1; SameSite=Lax; Odd;;"),
+            ("a=b; Path = /other ", "a=b; Path = /other "),
+            ("", ""),
+            (";", ";"),
+            ('a="x; Path=/bar"', 'a="x; Path=/bar"'),
+        ],
+    )  # fmt: skip
+    def test_leaves_all_else_byte_for_byte(self, value: str, expected: str) -> None:
+        assert h.rewrite_set_cookie(value, base="/bar", mount="/foo") == expected
+
+    def test_replaces_path_and_domain_where_they_are(self) -> None:
+        got = h.rewrite_set_cookie("a=b; domain=up; Path=/x", base="", mount="/foo", domain="pub.com", path="/p")
+        assert got == "a=b; domain=pub.com; Path=/p"
+
+    def test_adds_neither_path_nor_domain(self) -> None:
+        assert h.rewrite_set_cookie("a=b; Secure", base="", mount="/foo", domain="d", path="/p") == "a=b; Secure"
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("a=b; Domain=.UP.local; Secure", "a=b; Secure"),
+            ("a=b; Domain=other", "a=b; Domain=other"),
+            ("a=b; Domain=x.up.local", "a=b; Domain=x.up.local"),
+        ],
+    )
+    def test_removes_a_domain_that_only_the_upstream_could_set(self, value: str, expected: str) -> None:
+        assert h.rewrite_set_cookie(value, base="", mount=None, upstream_host="up.local") == expected
+
+    def test_prefers_the_given_domain_to_none(self) -> None:
+        got = h.rewrite_set_cookie("a=b; Domain=up", base="", mount=None, domain="pub", upstream_host="up")
+        assert got == "a=b; Domain=pub"
+
+    def test_leaves_a_host_cookie_valid(self) -> None:
+        value = "__Host-id=1; Path=/; Secure"
+        assert h.rewrite_set_cookie(value, base="", mount="/foo", path="/p") == value
+
+    @given(st.text())
+    def test_never_raises(self, value: str) -> None:
+        assert isinstance(h.rewrite_set_cookie(value, base="/bar", mount="/foo"), str)
+
+
+class TestBodyChanged:
+    def test_sets_the_new_length(self) -> None:
+        headers = make(("Content-Length", "5"))
+        h.body_changed(headers, 7)
+        assert pairs(headers) == [("Content-Length", "7")]
+
+    def test_sets_a_length_of_zero(self) -> None:
+        headers = make()
+        h.body_changed(headers, 0)
+        assert headers["Content-Length"] == "0"
+
+    def test_removes_a_length_that_is_not_known(self) -> None:
+        headers = make(("Content-Length", "5"), ("A", "b"))
+        h.body_changed(headers, None)
+        assert pairs(headers) == [("A", "b")]
+
+    @pytest.mark.parametrize("name", ["Content-MD5", "Digest", "Repr-Digest", "Content-Digest"])
+    def test_removes_digests(self, name: str) -> None:
+        headers = make((name, "x"))
+        h.body_changed(headers, None)
+        assert pairs(headers) == []
+
+    @pytest.mark.parametrize(("etag", "expected"), [('"a"', 'W/"a"'), ('W/"a"', 'W/"a"'), ("bad", "bad")])
+    def test_weakens_a_strong_etag(self, etag: str, expected: str) -> None:
+        headers = make(("Etag", etag))
+        h.body_changed(headers, None)
+        assert headers["Etag"] == expected
