@@ -1,0 +1,205 @@
+"""BodyPipe: bounded bytes between one producer and one consumer. The only back-pressure code in the package.
+
+A producer that can wait awaits what :meth:`BodyPipe.write` returns; one that cannot (libcurl's write callback) looks at
+:attr:`BodyPipe.full` first and resumes when ``on_drain`` is called. A consumer that can wait awaits :meth:`BodyPipe.read`;
+one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when ``on_data`` is called.
+
+Rule for editors: nothing here runs the other side's code except ``on_data`` and ``on_drain``. They are called at most once
+for each time that their side found the pipe empty or full, and never from inside a libcurl callback: the side that waits
+is never the side that calls.
+"""
+
+from __future__ import annotations
+
+from asyncio import Future, get_running_loop
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+
+class BodyPipe:
+    """A body on its way, with at most about ``limit`` bytes held.
+
+    The limit is soft by one chunk: a write is accepted whole whenever the pipe is below its limit, so that no chunk is
+    ever split or copied to enforce it.
+
+    The body ends in exactly one of two ways: :meth:`close` (complete) or :meth:`fail` (broken). After either, writes are
+    dropped. Both may be called again; the first call counts.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_discarded",
+        "_ended",
+        "_reader",
+        "_starved",
+        "_stuffed",
+        "_writer",
+        "error",
+        "last_read",
+        "last_write",
+        "length",
+        "limit",
+        "on_data",
+        "on_drain",
+        "size",
+        "total",
+    )
+
+    def __init__(self, limit: int, length: int | None = None) -> None:
+        self.limit = limit
+        # What the producer announced (Content-Length), or None. Not enforced here: framing is the two ends' business.
+        self.length = length
+        # Bytes held now, and bytes that were ever accepted.
+        self.size = 0
+        self.total = 0
+        # When bytes last came in and went out, in loop time.
+        self.last_write = self.last_read = monotonic()
+        # Why the body is broken, for the consumer; None while it is not.
+        self.error: BaseException | None = None
+        # Called when there is something to take, or the end, after the consumer found nothing.
+        self.on_data: Callable[[], None] | None = None
+        # Called when there is room again after the producer found the pipe full.
+        self.on_drain: Callable[[], None] | None = None
+        self._chunks: deque[bytes] = deque()
+        self._ended = False
+        self._discarded = 0
+        # The consumer that awaits read(), and the producer that awaits what write() returned.
+        self._reader: Future[None] | None = None
+        self._writer: Future[None] | None = None
+        # take() found nothing; `full` was seen.
+        self._starved = False
+        self._stuffed = False
+
+    # -- the producer's side
+
+    @property
+    def full(self) -> bool:
+        """Whether to hold back. Seeing ``True`` is a promise that ``on_drain`` will be called, or the consumer aborts."""
+        if self.size >= self.limit and not self._ended:
+            self._stuffed = True
+            return True
+        return False
+
+    def write(self, chunk: bytes) -> Future[None] | None:
+        """Accept ``chunk``; return ``None`` (go on) or a future that is done when there is room again."""
+        if self._ended or not chunk:
+            return None
+        self._chunks.append(chunk)
+        self.size += len(chunk)
+        self.total += len(chunk)
+        self.last_write = monotonic()
+        self._wake_consumer()
+        if self.size < self.limit:
+            return None
+        if self._writer is None:
+            self._writer = get_running_loop().create_future()
+        return self._writer
+
+    def close(self) -> None:
+        """The body is complete; what is held can still be read."""
+        if not self._ended:
+            self._ended = True
+            self._wake_consumer()
+            self._wake_producer()
+
+    def fail(self, error: BaseException) -> None:
+        """The body is broken: the consumer gets what is held, then ``error``."""
+        if not self._ended:
+            self._ended = True
+            self.error = error
+            self._wake_consumer()
+            self._wake_producer()
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`close` or :meth:`fail` was called; bytes may still be held."""
+        return self._ended
+
+    # -- the consumer's side
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the body ended well and every byte was read."""
+        return self._ended and not self._chunks and self.error is None
+
+    @property
+    def consumed(self) -> int:
+        """Bytes that the consumer has had."""
+        return self.total - self.size - self._discarded
+
+    async def read(self) -> bytes:
+        """Return all that is held, waiting for the first byte; ``b""`` is the end. Raises the error of :meth:`fail`."""
+        while not self._chunks:
+            if self._ended:
+                if self.error is not None:
+                    raise self.error
+                return b""
+            self._reader = get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._drain_all()
+
+    def read_nowait(self) -> bytes:
+        """Return all that is held, which may be nothing."""
+        return self._drain_all() if self._chunks else b""
+
+    def take(self, limit: int) -> bytes | None:
+        """Return up to ``limit`` bytes, ``b""`` at the end, or ``None``: nothing yet, ``on_data`` will be called.
+
+        Raises the error of :meth:`fail` once what was held before it has been taken.
+        """
+        if not self._chunks:
+            if self._ended:
+                if self.error is not None:
+                    raise self.error
+                return b""
+            self._starved = True
+            return None
+        chunk = self._chunks.popleft()
+        if len(chunk) > limit:
+            self._chunks.appendleft(chunk[limit:])
+            chunk = chunk[:limit]
+        self.size -= len(chunk)
+        self.last_read = monotonic()
+        if self.size < self.limit:
+            self._wake_producer()
+        return chunk
+
+    def discard(self) -> None:
+        """Drop what is held and all that will come; the producer never waits again."""
+        self._ended = True
+        self._discarded += self.size
+        self._chunks.clear()
+        self.size = 0
+        self._wake_producer()
+
+    def _drain_all(self) -> bytes:
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.size = 0
+        self.last_read = monotonic()
+        self._wake_producer()
+        return data
+
+    def _wake_consumer(self) -> None:
+        if self._reader is not None:
+            if not self._reader.done():
+                self._reader.set_result(None)
+        elif self._starved:
+            self._starved = False
+            if self.on_data is not None:
+                self.on_data()
+
+    def _wake_producer(self) -> None:
+        if self._writer is not None:
+            if not self._writer.done():
+                self._writer.set_result(None)
+            self._writer = None
+        if self._stuffed:
+            self._stuffed = False
+            if self.on_drain is not None:
+                self.on_drain()

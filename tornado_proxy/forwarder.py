@@ -1,0 +1,627 @@
+"""The story: one exchange, from the inbound request to its outcome.
+
+::
+
+    downstream                  tornado_proxy                                              upstream
+     request in  -(1) inbound: read-only; framing and target judged by us
+                 -(2) choose_upstream    -> where to
+                 -(3) UpstreamRequest built: method, url, headers, body
+                 -(4) rewrite_request    -> the user's last word; validated, not changed
+                 -(5) client.send(request)                                       --> head, then body as it comes
+                       failed before a byte left, or provably safe -> should_retry -> (2)
+                 -(6) UpstreamResponse head  <-------------------------------------- status, headers
+                       cleaned -> handle_status / rewrite_response
+     head        <(7) commit: after this line an error can only abort
+     chunks      <(8) each chunk: filter, write, wait for the drain
+     end | cut   <(9) on_done(outcome): exactly once, whatever happened
+
+The forwarder knows no ``RequestHandler``: whoever holds the downstream is a :class:`Downstream`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from inspect import isawaitable
+from time import monotonic
+from typing import Any, Protocol
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.iostream import StreamClosedError
+
+from tornado_proxy.clients.base import HTTPClient
+from tornado_proxy.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ConnectTimeout,
+    DownstreamClosed,
+    HookError,
+    InvalidResponse,
+    LoopDetected,
+    Phase,
+    ProxyError,
+    Retry,
+    Side,
+    UpstreamError,
+)
+from tornado_proxy.flow import BodyPipe
+from tornado_proxy.framing import (
+    Framing,
+    header_value_ok,
+    is_token,
+    method_is_token,
+    reason_ok,
+    response_length,
+    response_may_have_body,
+)
+from tornado_proxy.headers import (
+    Forwarding,
+    add_forwarded,
+    add_via,
+    add_x_forwarded,
+    body_changed,
+    end_to_end,
+    request_headers,
+    rewrite_location,
+    rewrite_refresh,
+    rewrite_set_cookie,
+    via_count,
+)
+from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
+from tornado_proxy.options import Forwarded, HeadersMode, ProxyOptions, ResponseMode
+from tornado_proxy.timeouts import Watchdog
+from tornado_proxy.urls import RequestTarget, UpstreamURL, escapes_base, join_url, parse_upstream, split_url
+
+log = logging.getLogger(__name__)
+
+# RFC 9110 section 9.2.2.
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
+
+# Times that our own pseudonym may stand in Via. A chain of several of our kind is no loop; this many are.
+_MAX_PASSES = 5
+
+_CONTENT_LENGTH = frozenset({"Content-Length"})
+
+_exchanges: set[Exchange] = set()
+_waiters: list[asyncio.Future[None]] = []
+
+
+def active_exchanges() -> int:
+    """Return how many exchanges are under way in this process."""
+    return len(_exchanges)
+
+
+async def drained() -> None:
+    """Return once no exchange is under way."""
+    while _exchanges:
+        waiter = asyncio.get_running_loop().create_future()
+        _waiters.append(waiter)
+        await waiter
+
+
+class Downstream(Protocol):
+    """The downstream's side of one exchange, and the user's hooks, which may be sync or async."""
+
+    request: HTTPServerRequest
+
+    def choose_upstream(self) -> Any: ...
+    def rewrite_request(self, request: UpstreamRequest) -> Any: ...
+    def filter_request_body(self, chunk: bytes) -> Any: ...
+    def should_retry(self, error: ProxyError) -> Any: ...
+    def handle_status(self, response: UpstreamResponse) -> Any: ...
+    def rewrite_response(self, response: UpstreamResponse) -> Any: ...
+    def filter_response_body(self, chunk: bytes) -> Any: ...
+    def handle_error(self, error: ProxyError) -> Any: ...
+    def on_done(self, outcome: Outcome) -> Any: ...
+
+    def hooked(self, name: str) -> bool:
+        """Whether the hook ``name`` is the user's, by keyword or by a method."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether a head has been sent, by a hook or by us."""
+
+    def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> asyncio.Future[None]:
+        """Send status, headers and ``chunk`` in one write."""
+
+    def send_chunk(self, chunk: bytes) -> asyncio.Future[None]:
+        """Send ``chunk`` at once."""
+
+    def send_end(self) -> asyncio.Future[None]:
+        """End the response well."""
+
+    def send_error_page(self, error: ProxyError) -> None:
+        """Answer ``error.status_code``; nothing was sent before."""
+
+    def abort(self) -> None:
+        """Close the connection so that the downstream sees that the response is not complete."""
+
+    def gone(self) -> None:
+        """The downstream left: nothing can be sent; there is only a log to write."""
+
+    def unsent(self) -> int:
+        """Return how many bytes wait for the downstream to read."""
+
+    def has_left(self) -> bool:
+        """Return whether the downstream has closed its side, though we are not reading."""
+
+
+@dataclass(slots=True)
+class Inbound:
+    """Step (1): what we decided about the inbound request before anything is sent upstream."""
+
+    target: RequestTarget
+    framing: Framing
+    # What the mount left of the path, raw; the mount's prefix, None where it is not known.
+    tail: str
+    prefix: str | None
+    # The body, where it was read before the handler was asked; else it comes through Exchange.receive.
+    body: bytes | None = None
+
+
+class Exchange:
+    """One inbound request and what becomes of it. :meth:`run` is the story; the other methods tell it what happens.
+
+    Nothing raised by a hook, client or connection escapes the cleaning up at the end of :meth:`run`.
+    """
+
+    def __init__(self, downstream: Downstream, options: ProxyOptions, client: HTTPClient, inbound: Inbound) -> None:
+        self.downstream = downstream
+        self.options = options
+        self.client = client
+        self.inbound = inbound
+        self.outcome = Outcome()
+        # The inbound body on its way up; None when there is none or it was read before.
+        self.upload: BodyPipe | None = None
+        if inbound.body is None and (inbound.framing.chunked or inbound.framing.length is not None):
+            filtered = downstream.hooked("filter_request_body")
+            self.upload = BodyPipe(options.buffer_size, None if filtered else inbound.framing.length)
+        self._started = monotonic()
+        self._received = 0
+        self._task: asyncio.Task[Any] | None = None
+        # Why the exchange was stopped from outside (timeout, downstream gone); set at most once, by stop().
+        self._stopped: ProxyError | None = None
+        # Set when the story is over, well or not; stop() does nothing from then on.
+        self._ending = False
+        # Set at the commit, step (7): from then on errors can only abort.
+        self._committed = False
+        self._request: UpstreamRequest | None = None
+        self._response: UpstreamResponse | None = None
+        self._upstream: UpstreamURL | None = None
+        self._watchdog = Watchdog(options, self.stop, downstream.unsent, downstream.has_left)
+
+    # -- what the downstream's connection tells us
+
+    def receive(self, chunk: bytes) -> Any:
+        """Take a piece of the inbound body; return ``None`` or an awaitable that is done when there is room."""
+        self._received += len(chunk)
+        limit = self.options.max_body_size
+        if limit is not None and self._received > limit:
+            self.stop(BodyTooLarge(f"request body exceeds {limit} bytes", phase=Phase.SEND))
+            return None
+        if self.upload is None:
+            return None
+        if self.downstream.hooked("filter_request_body"):
+            return self._receive_filtered(chunk)
+        return self.upload.write(chunk)
+
+    async def _receive_filtered(self, chunk: bytes) -> None:
+        assert self.upload is not None
+        try:
+            room = self.upload.write(await _awaited(self.downstream.filter_request_body(chunk)))
+        except Exception as exc:
+            log.exception("filter_request_body raised")
+            error = HookError("filter_request_body raised", phase=Phase.SEND)
+            error.__cause__ = exc
+            self.stop(error)
+            return
+        if room is not None:
+            await room
+
+    def received_all(self) -> None:
+        """The inbound body is complete."""
+        if self.upload is not None:
+            self.upload.close()
+
+    def downstream_closed(self) -> None:
+        """The downstream's connection is gone."""
+        phase = Phase.SEND if self.upload is not None and not self.upload.ended else Phase.BODY
+        error = DownstreamClosed("downstream closed its connection", phase=phase)
+        if self.upload is not None:
+            self.upload.fail(error)
+        self.stop(error)
+
+    def stop(self, error: ProxyError) -> None:
+        """End the exchange with ``error``, wherever it is waiting. The first call counts."""
+        if self._stopped is None and not self._ending and self._task is not None:
+            self._stopped = error
+            self._task.cancel()
+
+    # -- the story
+
+    async def run(self) -> None:
+        """Forward the request and relay the response.
+
+        Raises only what a hook raised before anything was sent, for the caller to answer as it answers its own errors.
+        """
+        self._task = asyncio.current_task()
+        _exchanges.add(self)
+        try:
+            await self._forward()
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                self._record(DownstreamClosed("exchange was cancelled"))
+                if self._committed:
+                    self.downstream.abort()
+                raise
+            assert self._task is not None
+            self._task.uncancel()
+            await self._fail(self._stopped)
+        except ProxyError as error:
+            await self._fail(error)
+        except StreamClosedError:
+            await self._fail(DownstreamClosed("downstream closed its connection", phase=Phase.BODY))
+        except Exception as exc:
+            self._record_raised(exc)
+            if not self.downstream.answered:
+                raise
+            log.exception("exchange failed after its head was sent")
+            self.downstream.abort()
+        finally:
+            await self._finish()
+
+    async def _forward(self) -> None:
+        downstream = self.downstream
+        # (1) to (5)
+        response = await self._obtain_response()
+        if response is None:
+            return
+        # (6) Clean the head, then the user's word on it.
+        length = self._clean_head(response)
+        await _awaited(downstream.handle_status(response))
+        if not downstream.answered:
+            if self.options.response_mode is ResponseMode.BUFFER and self._may_have_body(response):
+                await response.read()
+            await _awaited(downstream.rewrite_response(response))
+        if downstream.answered:
+            self.outcome.status = response.status
+            response.abort()
+            return
+        # (7) and (8)
+        await self._relay(response, length)
+
+    async def _obtain_response(self) -> UpstreamResponse | None:
+        """Steps (1) to (5); ``None`` when a hook has answered."""
+        self._refuse_early()
+        while True:
+            self.outcome.attempts += 1
+            # (2) Choose where to.
+            self._upstream = upstream = await self._choose_upstream()
+            if upstream is None:
+                return None
+            # (3) Build what we shall send.
+            self._request = request = self._build_request(upstream)
+            # (4) The user's last word.
+            await _awaited(self.downstream.rewrite_request(request))
+            if self.downstream.answered:
+                return None
+            self._validate(request)
+            # (5) Send, again only if that is safe.
+            try:
+                return await self._send(request)
+            except UpstreamError as error:
+                if not await self._may_retry(request, error):
+                    raise
+
+    def _refuse_early(self) -> None:
+        options = self.options
+        headers = self.downstream.request.headers
+        length = self.inbound.framing.length
+        if options.max_body_size is not None and length is not None and length > options.max_body_size:
+            raise BodyTooLarge(f"request body of {length} bytes exceeds {options.max_body_size}", phase=Phase.SEND)
+        if options.via is not None and via_count(headers, options.via) >= _MAX_PASSES:
+            raise LoopDetected(f"request came through {options.via} {_MAX_PASSES} times")
+
+    async def _choose_upstream(self) -> UpstreamURL | None:
+        chosen = await _awaited(self.downstream.choose_upstream())
+        if self.downstream.answered:
+            return None
+        try:
+            upstream = parse_upstream(chosen, self.downstream.request.protocol)
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise HookError(f"choose_upstream returned {chosen!r}: {exc}") from exc
+        self.outcome.upstream = upstream.origin
+        return upstream
+
+    def _build_request(self, upstream: UpstreamURL) -> UpstreamRequest:
+        options, inbound, source = self.options, self.inbound, self.downstream.request
+        if escapes_base(upstream.path, inbound.tail):
+            raise BadRequest("request target leaves the upstream's base path")
+        trusted = options.trusts(source.remote_ip)
+        headers = request_headers(source.headers, trusted=trusted)
+        if options.normalize_headers is not None:
+            headers = _normalized(options.normalize_headers, headers)
+        if options.preserve_host_header and "Host" in source.headers:
+            headers["Host"] = inbound.target.authority or source.headers["Host"]
+        if options.forwarded is not None:
+            self._add_forwarding(headers, trusted)
+        if options.via is not None:
+            add_via(headers, source.version, options.via)
+        assert source.method is not None
+        return UpstreamRequest(
+            source.method,
+            join_url(upstream, inbound.tail, inbound.target.query),
+            headers,
+            self.upload if inbound.body is None else inbound.body,
+            source,
+            connect_timeout=options.connect_timeout,
+            fresh_connection=self.outcome.attempts > 1,
+            buffer_size=options.buffer_size,
+        )
+
+    def _add_forwarding(self, headers: HTTPHeaders, trusted: bool) -> None:
+        source = self.downstream.request
+        host = self.inbound.target.authority or source.headers.get("Host")
+        forwarding = Forwarding(
+            # Tornado writes 0.0.0.0 for a unix-domain socket.
+            source.remote_ip if source.remote_ip not in (None, "0.0.0.0") else "unknown",
+            source.protocol,
+            host,
+            _port(host, source.protocol),
+            self.inbound.prefix or None,
+        )
+        if self.options.forwarded is not Forwarded.RFC7239:
+            add_x_forwarded(headers, forwarding, trusted)
+        if self.options.forwarded is not Forwarded.X_FORWARDED:
+            add_forwarded(headers, forwarding, trusted)
+
+    def _validate(self, request: UpstreamRequest) -> None:
+        """Refuse what a hook may have written that would break out of the request's head."""
+        if request.body is not self.upload and self.upload is not None:
+            # Replaced: what still arrives has nowhere to go.
+            self.upload.discard()
+        if request.body is not None and not isinstance(request.body, bytes | BodyPipe):
+            raise HookError(f"rewrite_request set the body to {type(request.body).__name__}; assign bytes or None")
+        if not (self.downstream.hooked("rewrite_request") or self.options.normalize_headers):
+            return
+        for name in ("Content-Length", "Transfer-Encoding"):
+            if name in request.headers:
+                del request.headers[name]
+        if not method_is_token(request.method):
+            raise HookError(f"rewrite_request set the method to {request.method!r}, which is not a token")
+        for name, value in request.headers.get_all():
+            if not is_token(name) or not header_value_ok(value):
+                raise HookError(f"rewrite_request set the header {name!r} to a value that cannot be sent")
+        try:
+            split_url(request.url)
+        except ValueError as exc:
+            raise HookError(f"rewrite_request set an invalid url: {exc}") from exc
+
+    async def _send(self, request: UpstreamRequest) -> UpstreamResponse:
+        upload = request.body if isinstance(request.body, BodyPipe) else None
+        self._watchdog.request_started(upload, self.outcome.upstream or "")
+        response = await self.client.send(request)
+        response.max_size = self.options.max_buffered_response
+        self._response = response
+        self._watchdog.head_received(response)
+        return response
+
+    async def _may_retry(self, request: UpstreamRequest, error: ProxyError) -> bool:
+        """Whether another attempt cannot make the upstream act twice (RFC 9110 section 9.2.2)."""
+        if self.outcome.attempts > self.options.retries or error.retry is Retry.NEVER:
+            return False
+        if isinstance(request.body, BodyPipe) and request.body.consumed:
+            return False
+        if error.retry is Retry.IF_IDEMPOTENT and request.method not in _IDEMPOTENT:
+            return False
+        if isinstance(error, ConnectTimeout) and isinstance(self.options.upstream, str):
+            # The same address would take as long again.
+            return False
+        allowed = await _awaited(self.downstream.should_retry(error))
+        return allowed is None or bool(allowed)
+
+    def _clean_head(self, response: UpstreamResponse) -> int | None:
+        """Step (6): leave what is for the downstream. Return the length of the body, where it is known."""
+        options, source = self.options, self.downstream.request
+        if not reason_ok(response.reason):
+            raise InvalidResponse("upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream)
+        length = response_length(response.headers)
+        drop_length = response.status == 204 or length is None
+        response.headers = headers = end_to_end(response.headers, _CONTENT_LENGTH if drop_length else frozenset())
+        if length is not None and not drop_length:
+            headers["Content-Length"] = str(length)
+        if options.normalize_headers is not None:
+            response.headers = headers = _normalized(options.normalize_headers, headers)
+        if options.rewrite_location or options.cookie_domain or options.cookie_path:
+            self._rewrite_references(headers)
+        if options.via is not None:
+            add_via(headers, response.version, options.via)
+        self.outcome.status = response.status
+        assert source.method is not None
+        return length
+
+    def _rewrite_references(self, headers: HTTPHeaders) -> None:
+        options, source, upstream = self.options, self.downstream.request, self._upstream
+        assert upstream is not None
+        prefix = self.inbound.prefix
+        public = {"upstream": upstream, "mount": prefix, "scheme": source.protocol, "host": source.host}
+        if options.rewrite_location:
+            for name in ("Location", "Content-Location"):
+                if name in headers:
+                    headers[name] = rewrite_location(headers[name], **public)  # type: ignore[arg-type]
+            if "Refresh" in headers:
+                headers["Refresh"] = rewrite_refresh(headers["Refresh"], **public)  # type: ignore[arg-type]
+        if "Set-Cookie" in headers:
+            cookies = headers.get_list("Set-Cookie")
+            del headers["Set-Cookie"]
+            for cookie in cookies:
+                rewritten = rewrite_set_cookie(
+                    cookie,
+                    base=upstream.path,
+                    mount=prefix if options.rewrite_location else None,
+                    domain=options.cookie_domain,
+                    path=options.cookie_path,
+                )
+                headers.add("Set-Cookie", rewritten)
+
+    def _may_have_body(self, response: UpstreamResponse) -> bool:
+        assert self.downstream.request.method is not None
+        return response_may_have_body(self.downstream.request.method, response.status)
+
+    async def _relay(self, response: UpstreamResponse, length: int | None) -> None:
+        """Steps (7) and (8)."""
+        downstream, options, stream = self.downstream, self.options, response.stream
+        filtered = downstream.hooked("filter_response_body")
+        mode = options.buffer_headers_mode
+        if not self._may_have_body(response):
+            chunk, whole = b"", True
+        elif response.body is not None:
+            chunk, whole = response.body, True
+            if filtered:
+                chunk = await _awaited(downstream.filter_response_body(chunk))
+            if len(chunk) != length or filtered:
+                body_changed(response.headers, len(chunk))
+            else:
+                response.headers["Content-Length"] = str(length)
+        else:
+            mode = options.stream_headers_mode
+            whole = False
+            if filtered or stream.consumed:
+                body_changed(response.headers, None)
+            chunk = stream.read_nowait()
+            if filtered and chunk:
+                chunk = await _awaited(downstream.filter_response_body(chunk))
+        # (7) Commit.
+        if downstream.answered:
+            return
+        self._committed = True
+        self.outcome.status = response.status
+        written = downstream.send_head(response, mode, chunk)
+        self.outcome.bytes_down += len(chunk)
+        await self._wait_for_drain(written)
+        # (8) Each chunk as it comes.
+        while not whole:
+            chunk = await stream.read()
+            if not chunk:
+                break
+            if filtered:
+                chunk = await _awaited(downstream.filter_response_body(chunk))
+                if not chunk:
+                    continue
+            written = downstream.send_chunk(chunk)
+            self.outcome.bytes_down += len(chunk)
+            await self._wait_for_drain(written)
+        written = downstream.send_end()
+        await self._wait_for_drain(written)
+
+    async def _wait_for_drain(self, written: asyncio.Future[None]) -> None:
+        if written.done() or not self.downstream.unsent():
+            # Raises when the downstream's connection is closed already.
+            if written.done():
+                written.result()
+            return
+        self._watchdog.write_blocked()
+        await written
+        self._watchdog.write_drained()
+
+    # -- the end
+
+    async def _fail(self, error: ProxyError) -> None:
+        self._ending = True
+        self._record(error)
+        if self._response is not None:
+            self._response.abort()
+        if error.side is Side.UPSTREAM:
+            log.warning("%s %s: %s", self.downstream.request.method, self._path(), error)
+        elif error.side is Side.DOWNSTREAM:
+            log.debug("%s %s: %s", self.downstream.request.method, self._path(), error)
+        elif error.__cause__ is None or isinstance(error.__cause__, ValueError):
+            log.error("%s %s: %s", self.downstream.request.method, self._path(), error)
+        try:
+            await _awaited(self.downstream.handle_error(error))
+        except Exception:
+            log.exception("handle_error raised")
+        if isinstance(error, DownstreamClosed):
+            self.downstream.gone()
+        elif self._committed:
+            self.downstream.abort()
+        elif not self.downstream.answered:
+            self.downstream.send_error_page(error)
+
+    def _path(self) -> str:
+        # Without the query, which may hold secrets.
+        return self.inbound.target.path
+
+    def _record(self, error: ProxyError) -> None:
+        outcome = self.outcome
+        outcome.error = error
+        outcome.side = error.side
+        outcome.phase = error.phase
+        if not self._committed or isinstance(error, DownstreamClosed):
+            outcome.status = error.status_code
+
+    def _record_raised(self, exc: Exception) -> None:
+        """Note what a hook raised. An ``HTTPError`` or ``Finish`` is an answer, no failure."""
+        status = getattr(exc, "status_code", None)
+        if isinstance(status, int) and not self._committed:
+            self.outcome.status = status
+            return
+        if type(exc).__name__ == "Finish" and not self._committed:
+            self.outcome.status = 200
+            return
+        error = HookError(f"a hook raised {type(exc).__name__}")
+        error.__cause__ = exc
+        self._record(error)
+
+    async def _finish(self) -> None:
+        """Step (9): let go of everything, then tell."""
+        self._ending = True
+        self._watchdog.stop()
+        if self._response is not None:
+            if not self._response.stream.ended:
+                self._response.abort()
+            self.outcome.timings.update(self._response.timings)
+        outcome = self.outcome
+        outcome.timings["total"] = monotonic() - self._started
+        body = self._request.body if self._request is not None else None
+        if isinstance(body, BodyPipe):
+            outcome.bytes_up = body.consumed
+        elif body is not None and self._response is not None:
+            outcome.bytes_up = len(body)
+        if self.upload is not None:
+            self.upload.discard()
+        _exchanges.discard(self)
+        if not _exchanges:
+            while _waiters:
+                waiter = _waiters.pop()
+                if not waiter.done():
+                    waiter.set_result(None)
+        try:
+            await _awaited(self.downstream.on_done(outcome))
+        except Exception:
+            log.exception("on_done raised")
+
+
+async def _awaited(result: Any) -> Any:
+    """Return what a hook returned, sync or async."""
+    if result is not None and isawaitable(result):
+        return await result
+    return result
+
+
+def _normalized(function: Any, headers: HTTPHeaders) -> HTTPHeaders:
+    normalized = HTTPHeaders()
+    for name, value in function(list(headers.get_all())):
+        normalized.add(name, value)
+    return normalized
+
+
+def _port(host: str | None, scheme: str) -> int | None:
+    """Return the port that the downstream asked for: in its Host, or its scheme's own."""
+    if host is None:
+        return None
+    _, colon, port = host.rpartition(":")
+    if colon and port.isdecimal():
+        return int(port)
+    return 443 if scheme == "https" else 80

@@ -1,0 +1,390 @@
+"""ProxyHandler: Tornado's side of an exchange, and the nine hooks.
+
+Here, and nowhere else, stands what depends on the inside of Tornado's server; each such place says on what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import select
+from collections.abc import Awaitable
+from typing import Any
+
+from tornado.concurrent import Future
+from tornado.httputil import HTTPHeaders
+from tornado.routing import PathMatches, RuleRouter
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
+from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError
+from tornado_proxy.forwarder import Exchange, Inbound
+from tornado_proxy.framing import request_framing
+from tornado_proxy.lingering import close_after_response, linger
+from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
+from tornado_proxy.options import HeadersMode, ProxyOptions
+from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
+
+HOOKS = (
+    "choose_upstream",
+    "rewrite_request",
+    "filter_request_body",
+    "should_retry",
+    "handle_status",
+    "rewrite_response",
+    "filter_response_body",
+    "handle_error",
+    "on_done",
+)
+
+# Seconds, for clients that heed Retry-After.
+_RETRY_AFTER = "1"
+
+_NO_LIMIT = 2**63 - 1
+
+# What RequestHandler.clear() sets; see send_head.
+_TORNADO_HEADERS = ("Server", "Content-Type", "Date")
+
+
+class _AnyMethod:
+    """In place of SUPPORTED_METHODS: `ProxyHandler.prepare` decides, by the options, and answers 501."""
+
+    def __contains__(self, method: object) -> bool:
+        return True
+
+
+@stream_request_body
+class ProxyHandler(RequestHandler):
+    """Forwards each request to an upstream and relays its response.
+
+    Register it with :func:`~tornado_proxy.mount`, or in Tornado's own spelling with the options as the third element. The
+    whole exchange happens in :meth:`prepare`: an override awaits ``super().prepare()`` when the request may go on, and
+    does not when it has answered.
+
+    Subclassing notes. Override these, in the order in which they are called; each may be async and is also an option of
+    the same name, which the method here calls: :meth:`choose_upstream`, :meth:`rewrite_request`,
+    :meth:`filter_request_body`, :meth:`should_retry`, :meth:`handle_status`, :meth:`rewrite_response`,
+    :meth:`filter_response_body`, :meth:`handle_error`, :meth:`on_done`. A hook stops the proxying by answering
+    (``finish``, ``send_error``, ``redirect``) or raising; what it raises before the head is sent is answered as Tornado
+    answers it in any handler, after that the connection is closed short.
+    """
+
+    SUPPORTED_METHODS = _AnyMethod()  # type: ignore[assignment]
+
+    proxy_options: ProxyOptions
+
+    def initialize(self, *, mounted: ProxyOptions | None = None, prefix: str | None = None, **options: Any) -> None:
+        """Take the options: checked by ``mount()``, or as they stand in a URL spec."""
+        if mounted is None:
+            mounted = _parsed(type(self), options)
+        self.proxy_options = mounted
+        self.mount_prefix = prefix
+        self._exchange: Exchange | None = None
+        self._aborted = False
+
+    # -- the hooks, in call order
+
+    def choose_upstream(self) -> Any:
+        """Return the upstream's URL for this request. Called for each attempt. Default: the ``upstream`` option."""
+        upstream = self.proxy_options.upstream
+        if isinstance(upstream, str):
+            return upstream
+        return upstream(self) if self.proxy_options.upstream_takes_handler else upstream()
+
+    def rewrite_request(self, request: UpstreamRequest) -> Any:
+        """Change ``request`` before it is sent. Nothing is removed after this; CR, LF and the like are refused (500)."""
+        hook = self.proxy_options.rewrite_request
+        return hook(self, request) if hook is not None else None
+
+    def filter_request_body(self, chunk: bytes) -> Any:
+        """Return what to send for ``chunk`` of the inbound body. Where this is given the length is not announced."""
+        hook = self.proxy_options.filter_request_body
+        return hook(self, chunk) if hook is not None else chunk
+
+    def should_retry(self, error: ProxyError) -> Any:
+        """Return ``False`` to let ``error`` stand. Called only where another attempt is safe."""
+        hook = self.proxy_options.should_retry
+        return hook(self, error) if hook is not None else True
+
+    def handle_status(self, response: UpstreamResponse) -> Any:
+        """See the head as soon as it is there; answer, or return to let it pass. Default: ``status_callbacks``."""
+        callback = self.proxy_options.status_callback(response.status)
+        return callback(self, response) if callback is not None else None
+
+    def rewrite_response(self, response: UpstreamResponse) -> Any:
+        """Change status, reason, headers or (buffered, or after ``await response.read()``) body before they are sent."""
+        hook = self.proxy_options.rewrite_response
+        return hook(self, response) if hook is not None else None
+
+    def filter_response_body(self, chunk: bytes) -> Any:
+        """Return what to send for ``chunk`` of the response. Where this is given Content-Length is dropped."""
+        hook = self.proxy_options.filter_response_body
+        return hook(self, chunk) if hook is not None else chunk
+
+    def handle_error(self, error: ProxyError) -> Any:
+        """See why an exchange failed, and answer unless something was sent. Default: ``error_callback``.
+
+        Without an answer from here the downstream gets ``error.status_code`` in the style of ``write_error``.
+        """
+        return self.proxy_options.call_error_callback(error, self)
+
+    def on_done(self, outcome: Outcome) -> Any:
+        """See how the exchange ended: exactly once, whatever happened. Nothing can be sent any more."""
+        hook = self.proxy_options.on_done
+        return hook(self, outcome) if hook is not None else None
+
+    # -- Tornado calls these
+
+    async def prepare(self) -> None:
+        """Forward this request; return when the exchange is over."""
+        options = self.proxy_options
+        request = self.request
+        try:
+            inbound = self._judge()
+        except BadRequest as error:
+            # Where the framing is in doubt nobody knows where the next request begins.
+            close_after_response(request.connection)
+            raise HTTPError(error.status_code, str(error)) from None
+        if request.method not in options.methods:
+            raise HTTPError(
+                501, "method %s is not forwarded; add it to custom_http_methods to do so", request.method
+            )
+        settings_client = self.settings.get("proxy_client")
+        client = shared_client(options.client or settings_client or DEFAULT_CLIENT, options.client_options)
+        self._exchange = exchange = Exchange(self, options, client, inbound)
+        if self._prepared_future is not None:
+            self._receive_body()
+        await exchange.run()
+
+    def _judge(self) -> Inbound:
+        """Step (1): refuse what is ambiguous before anything is sent upstream."""
+        request = self.request
+        assert request.method is not None and request.uri is not None
+        framing = request_framing(request.version, request.headers)
+        target = parse_target(request.method, request.uri)
+        prefix, tail = self._split_path(target)
+        read = not self._stream_request_body and framing.has_body
+        return Inbound(target, framing, tail, prefix, request.body if read else None)
+
+    def _split_path(self, target: RequestTarget) -> tuple[str | None, str]:
+        """Return the mount's prefix and the raw tail below it."""
+        prefix = self.mount_prefix
+        if prefix is not None:
+            tail = mount_tail(prefix, target.path)
+            return prefix, target.path if tail is None else tail
+        return _matched_tail(self, target.path)
+
+    def _receive_body(self) -> None:
+        """Let the body come while the exchange runs.
+
+        Tornado reads it only once ``prepare`` is done, which it knows by this future; so the future is resolved early, and
+        then forgotten, because ``RequestHandler._execute`` would resolve it again.
+        """
+        assert self._exchange is not None and self._prepared_future is not None
+        connection: Any = self.request.connection
+        connection.set_max_body_size(_NO_LIMIT)
+        if self._exchange.upload is not None:
+            linger(connection)
+        body: Future[None] = self.request._body_future
+        body.add_done_callback(self._on_body_end)
+        prepared, self._prepared_future = self._prepared_future, None
+        if not prepared.done():
+            prepared.set_result(None)
+
+    def _on_body_end(self, body: Future[None]) -> None:
+        if self._exchange is not None and not body.cancelled() and body.exception() is None:
+            self._exchange.received_all()
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        if self._exchange is None:
+            return None
+        room: Awaitable[None] | None = self._exchange.receive(chunk)
+        return room
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()
+        if self._exchange is not None and not self._aborted:
+            self._exchange.downstream_closed()
+
+    def clear(self) -> None:
+        super().clear()
+        # So that send_head can tell what Tornado set from what the user did.
+        self._defaults = [(name, self._headers.get(name)) for name in _TORNADO_HEADERS]
+
+    # The upstream decides about these; Tornado's own answers would be about a resource that is not here.
+
+    def check_xsrf_cookie(self) -> None:
+        """Leave XSRF protection to the upstream."""
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """Leave cross-origin protection to the upstream."""
+        return True
+
+    def compute_etag(self) -> str | None:
+        return None
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Decode as Tornado does, but let a path pass that is not UTF-8: its raw bytes are what is forwarded."""
+        if name is None:
+            return value.decode("utf-8", "surrogateescape")
+        return super().decode_argument(value, name)
+
+    # -- the forwarder calls these; see forwarder.Downstream
+
+    def hooked(self, name: str) -> bool:
+        return _overridden(type(self), name) or getattr(self.proxy_options, name, None) is not None
+
+    @property
+    def answered(self) -> bool:
+        return self._finished or self._headers_written
+
+    def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> Future[None]:
+        self._status_code = response.status
+        # Not set_status: it puts "Unknown" for a reason with "<" in it. This one has been checked, and is not HTML here.
+        self._reason = response.reason
+        self._headers = self._merged(response.headers, mode)
+        if "Content-Length" not in self._headers and self.request.version != "HTTP/1.1":
+            # Tornado would keep the connection and the client wait for an end that never comes.
+            close_after_response(self.request.connection)
+        if response.status == 206 or "no-transform" in self._headers.get("Cache-Control", ""):
+            # compress_response would make nonsense of a range.
+            self._transforms = []
+        self._write_buffer = [chunk] if chunk else []
+        return self.flush()
+
+    def send_chunk(self, chunk: bytes) -> Future[None]:
+        self._write_buffer.append(chunk)
+        return self.flush()
+
+    def send_end(self) -> Future[None]:
+        return self.finish()
+
+    def send_error_page(self, error: ProxyError) -> None:
+        if isinstance(error, NoUpstreamAvailable):
+            self._retry_after = True
+        if isinstance(error, BadRequest):
+            close_after_response(self.request.connection)
+        self.send_error(error.status_code, reason=_REASONS.get(error.status_code))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        if getattr(self, "_retry_after", False):
+            self.set_header("Retry-After", _RETRY_AFTER)
+        super().write_error(status_code, **kwargs)
+
+    def abort(self) -> None:
+        connection: Any = self.request.connection
+        if self._finished:
+            return
+        self._finished = self._aborted = True
+        # What was written goes out; then the end comes too early, which every framing shows but "until close".
+        stream = connection.stream
+        if stream is not None and not stream.closed():
+            if not connection._chunking_output and "Content-Length" not in self._headers:
+                _reset_on_close(stream)
+            stream.close()
+        self._log()
+
+    def gone(self) -> None:
+        if not self._finished:
+            self._finished = self._aborted = True
+            self._status_code, self._reason = 499, _REASONS[499]
+            connection: Any = self.request.connection
+            if connection.stream is not None:
+                connection.stream.close()
+            self._log()
+
+    def unsent(self) -> int:
+        # IOStream has no public count. writing() says whether, the two indexes how much is left.
+        stream = getattr(self.request.connection, "stream", None)
+        if stream is None or not stream.writing():
+            return 0
+        return int(stream._total_write_index - stream._total_write_done_index) or 1
+
+    def has_left(self) -> bool:
+        stream = getattr(self.request.connection, "stream", None)
+        if stream is None or stream.closed():
+            return True
+        poll = select.poll()
+        poll.register(stream.fileno(), _HANG_UP)
+        return bool(poll.poll(0))
+
+    def _merged(self, upstream: HTTPHeaders, mode: HeadersMode) -> HTTPHeaders:
+        """Return the upstream's headers joined with those that were set on the handler before, Tornado's own left out."""
+        own = self._headers
+        for name, value in self._defaults:
+            # RFC 9110 section 6.6.1: a Date is added where the upstream sent none.
+            if own.get(name) == value and name in own and not (name == "Date" and name not in upstream):
+                del own[name]
+        if not own:
+            return upstream
+        merged = HTTPHeaders()
+        for name, value in upstream.get_all():
+            merged.add(name, value)
+        for name, value in own.get_all():
+            if mode is HeadersMode.PREPEND or name not in upstream:
+                if name in ("Content-Length", "Date", "Content-Type") and name in upstream:
+                    # Of these there can be only one, and the upstream's stands first.
+                    continue
+                merged.add(name, value)
+        return merged
+
+
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+_REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
+
+
+@functools.cache
+def _overridden(cls: type, name: str) -> bool:
+    return getattr(cls, name) is not getattr(ProxyHandler, name)
+
+
+def _reset_on_close(stream: Any) -> None:
+    """Make the end of a body that only the connection's end delimits an error for its reader."""
+    import socket
+    import struct
+
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+# Options in Tornado's spelling come unchecked with each request. The values are kept, so that no id is used twice.
+_known: dict[tuple[object, ...], tuple[dict[str, Any], ProxyOptions]] = {}
+
+
+def _parsed(cls: type, options: dict[str, Any]) -> ProxyOptions:
+    key = (cls, *((name, id(value)) for name, value in options.items()))
+    found = _known.get(key)
+    if found is None:
+        if len(_known) > 1000:
+            _known.clear()
+        found = _known[key] = (options, ProxyOptions.parse(cls.__name__, options))
+    return found[1]
+
+
+def _matched_tail(handler: ProxyHandler, path: str) -> tuple[str | None, str]:
+    """Return prefix and raw tail from the URL spec's own pattern: its first group, or the whole path.
+
+    The handler is not told which rule matched, and its path arguments are decoded; so the pattern is matched again.
+    """
+    regex = _find_pattern(handler.application.default_router, handler)
+    match = regex.match(handler.request.path) if regex is not None else None
+    if match is None or match.re.groups == 0:
+        return None, path
+    tail = match.group(1) or ""
+    prefix = path[: len(path) - len(tail)] if path.endswith(tail) else None
+    return (prefix.rstrip("/") if prefix is not None else None), tail
+
+
+def _find_pattern(router: RuleRouter, handler: ProxyHandler) -> Any:
+    for rule in router.rules:
+        if rule.matcher.match(handler.request) is None:
+            continue
+        if isinstance(rule.target, RuleRouter):
+            found = _find_pattern(rule.target, handler)
+            if found is not None:
+                return found
+        elif rule.target is type(handler):
+            return rule.matcher.regex if isinstance(rule.matcher, PathMatches) else None
+    return None
+
+

@@ -1,0 +1,172 @@
+"""The time limits of an exchange, kept by one timer.
+
+Which limit applies follows from whom the exchange is waiting for, so that nobody is blamed for another's slowness:
+
+1. writing downstream is blocked: ``write_timeout`` without progress; the upstream, which we hold back, is not timed.
+2. the request is not sent yet: ``idle_timeout`` without a byte; the side that keeps us waiting is at fault.
+3. the request is sent, no head yet: ``response_timeout`` from the last byte sent.
+4. the body is coming: ``idle_timeout`` without a byte either way.
+
+``total_timeout`` applies always. Times are the loop's, which is monotonic: a clock that is set does not matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tornado_proxy.errors import DownstreamClosed, DownstreamTimeout, Phase, ProxyError, UpstreamTimeout
+from tornado_proxy.flow import BodyPipe
+from tornado_proxy.messages import UpstreamResponse
+from tornado_proxy.options import ProxyOptions
+
+# Seconds between looks at a downstream that we do not read from because the upstream does not take its body: while
+# nobody reads, nobody is told that the other end has gone.
+_LOOK = 0.5
+
+
+class Watchdog:
+    """Calls ``on_timeout(error)``, once, when the exchange has waited too long. Owned and stopped by the exchange."""
+
+    def __init__(
+        self,
+        options: ProxyOptions,
+        on_timeout: Callable[[ProxyError], None],
+        unsent: Callable[[], int],
+        has_left: Callable[[], bool],
+    ) -> None:
+        self._options = options
+        self._on_timeout = on_timeout
+        # Bytes that wait to be written downstream, and whether the downstream has closed; asked only when it matters.
+        self._unsent = unsent
+        self._has_left = has_left
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        # What is waited for; the exchange sets these.
+        self.upload: BodyPipe | None = None
+        self.response: UpstreamResponse | None = None
+        self.upstream: str | None = None
+        self.sending = False
+        self._sent_at = self._started
+        # Blocked writing downstream since then; None while not.
+        self._blocked_since: float | None = None
+        self._last_unsent = 0
+
+    def request_started(self, upload: BodyPipe | None, upstream: str) -> None:
+        """An attempt begins: time its sending and its head."""
+        self.upload = upload
+        self.upstream = upstream
+        self.sending = True
+        self._sent_at = self._loop.time()
+        self._arm()
+
+    def head_received(self, response: UpstreamResponse) -> None:
+        self.response = response
+        self._arm()
+
+    def write_blocked(self) -> None:
+        self._blocked_since = self._loop.time()
+        self._last_unsent = self._unsent()
+        self._arm()
+
+    def write_drained(self) -> None:
+        """Forget the blocked write. The timer stays: it looks again when it fires, which is cheaper than moving it."""
+        self._blocked_since = None
+        self._sent_at = self._loop.time()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        deadline = self._deadline()
+        if deadline is None:
+            return
+        if self._timer is None or self._timer.when() > deadline[0]:
+            self.stop()
+            self._timer = self._loop.call_at(deadline[0], self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        upload = self.upload
+        if upload is not None and not upload.ended and upload.size and self._has_left():
+            self._on_timeout(DownstreamClosed("downstream closed in the middle of its body", phase=Phase.SEND))
+            return
+        deadline = self._deadline()
+        if deadline is None:
+            return
+        when, error = deadline
+        if when <= now and error is not None:
+            self._on_timeout(error())
+            return
+        self._timer = self._loop.call_at(max(when, now + 0.001), self._look)
+
+    def _deadline(self) -> tuple[float, Callable[[], ProxyError] | None] | None:
+        """Return when to look again, and the error if nothing has changed by then."""
+        found = self._waiting_deadline()
+        total = self._options.total_timeout
+        if total is not None and (found is None or found[0] > self._started + total):
+            phase = Phase.HEAD if self.response is None else Phase.BODY
+            found = self._started + total, self._upstream_error(f"exchange took more than {total:g} s", phase)
+        return found
+
+    def _waiting_deadline(self) -> tuple[float, Callable[[], ProxyError] | None] | None:
+        options = self._options
+        if self._blocked_since is not None:
+            return self._blocked_deadline(options.write_timeout)
+        if not self.sending:
+            return None
+        if self.response is None:
+            upload = self.upload
+            if upload is not None and not (upload.ended and not upload.size):
+                return self._upload_deadline(upload)
+            if options.response_timeout is None:
+                return None
+            since = self._sent_at if upload is None else max(self._sent_at, upload.last_read)
+            return since + options.response_timeout, self._upstream_error(
+                f"no answer within {options.response_timeout:g} s", Phase.HEAD
+            )
+        return self._body_deadline(self.response.stream)
+
+    def _blocked_deadline(self, limit: float | None) -> tuple[float, Callable[[], ProxyError]] | None:
+        if limit is None:
+            return None
+        unsent = self._unsent()
+        if unsent != self._last_unsent:
+            self._last_unsent = unsent
+            self._blocked_since = self._loop.time()
+        assert self._blocked_since is not None
+        return self._blocked_since + limit, lambda: DownstreamTimeout(
+            f"downstream took no byte for {limit:g} s", phase=Phase.BODY
+        )
+
+    def _upload_deadline(self, upload: BodyPipe) -> tuple[float, Callable[[], ProxyError] | None] | None:
+        limit = self._options.idle_timeout
+        stalled = upload.size > 0
+        look = self._loop.time() + _LOOK
+        if limit is None:
+            return (look, None) if stalled else None
+        when = max(self._sent_at, upload.last_write, upload.last_read) + limit
+        if not stalled:
+            return when, lambda: DownstreamTimeout(f"downstream sent no byte for {limit:g} s", phase=Phase.SEND)
+        if look < when:
+            return look, None
+        return when, self._upstream_error(f"upstream took no byte for {limit:g} s", Phase.SEND)
+
+    def _body_deadline(self, stream: BodyPipe) -> tuple[float, Callable[[], ProxyError] | None] | None:
+        limit = self._options.idle_timeout
+        if limit is None:
+            return None
+        if stream.size >= stream.limit or stream.ended:
+            # We hold the upstream back, or it is done: its silence is ours.
+            return self._loop.time() + limit, None
+        last = max(self._sent_at, stream.last_write)
+        if self.upload is not None:
+            last = max(last, self.upload.last_write, self.upload.last_read)
+        return last + limit, self._upstream_error(f"no byte either way for {limit:g} s", Phase.BODY)
+
+    def _upstream_error(self, what: str, phase: Phase) -> Callable[[], ProxyError]:
+        return lambda: UpstreamTimeout(f"upstream {self.upstream}: {what}", phase=phase, upstream=self.upstream)
