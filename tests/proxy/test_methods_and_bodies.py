@@ -1,0 +1,224 @@
+"""Which methods pass, and how request bodies reach the upstream."""
+
+import pytest
+
+from tests.support.wire import LAST_CHUNK, chunk
+from tornado_proxy import ProxyHandler
+
+CHUNKED = [("Transfer-Encoding", "chunked")]
+# A period of 251 bytes: no piece of it looks like its neighbour.
+LARGE = bytes(range(251)) * 12_000
+
+
+class TestMethods:
+    """Behaviour 14: the standard methods pass, others only if listed; CONNECT never does."""
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"])
+    async def test_a_standard_method_passes(self, proxy, echo, method):
+        running = await proxy(echo.url)
+        assert (await running.request(method, "/x")).status == 200
+        assert echo.requests[-1].start_line == f"{method} /x HTTP/1.1"
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET"])
+    async def test_a_body_passes_with_any_method(self, proxy, echo, method):
+        running = await proxy(echo.url)
+        assert (await running.request(method, "/x", body=b"hello")).status == 200
+        assert echo.requests[-1].method == method
+        assert echo.requests[-1].body == b"hello"
+
+    @pytest.mark.parametrize("method", ["PROPFIND", "PURGE", "get", "Get", "finish", "send_error", "X"])
+    async def test_a_method_that_is_not_listed_gets_501(self, proxy, echo, method):
+        running = await proxy(echo.url)
+        assert (await running.request(method, "/x")).status == 501
+        assert echo.accepted == 0
+
+    @pytest.mark.parametrize("method", ["PROPFIND", "PURGE", "finish", "M-SEARCH"])
+    async def test_a_listed_method_passes(self, proxy, echo, method):
+        running = await proxy(echo.url, custom_http_methods=["PROPFIND", "PURGE", "finish", "M-SEARCH"])
+        assert (await running.request(method, "/x", body=b"<a/>")).status == 200
+        assert echo.requests[-1].start_line == f"{method} /x HTTP/1.1"
+        assert echo.requests[-1].body == b"<a/>"
+
+    async def test_a_list_adds_and_removes_nothing_else(self, proxy, echo):
+        running = await proxy(echo.url, custom_http_methods=("PURGE",))
+        assert (await running.request("GET", "/x")).status == 200
+        assert (await running.request("PROPFIND", "/x")).status == 501
+
+    @pytest.mark.parametrize("target", ["127.0.0.1:80", "/x", "http://127.0.0.1/"])
+    async def test_connect_is_refused(self, proxy, echo, target):
+        running = await proxy(echo.url)
+        assert (await running.request("CONNECT", target)).status >= 400
+        assert echo.accepted == 0
+
+
+class TestBodiesStream:
+    """Behaviour 15: the whole body arrives, in order, over any number of partial reads, and as it comes."""
+
+    async def test_content_length(self, proxy, upstream):
+        running = await proxy(upstream.url)
+        downstream = await running.connect()
+        await downstream.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\none")
+        conn = await upstream.accept()
+        request = await conn.read_head()
+        assert request.header("Content-Length") == "9"
+        assert not request.has("Transfer-Encoding")
+        # If the proxy collected the body, the upstream would not see "one" before "two" was sent.
+        assert await conn.read_body(3) == b"one"
+        await downstream.send(b"two")
+        assert await conn.read_body(3) == b"two"
+        await downstream.send(b"end")
+        assert await conn.read_body() == b"end"
+        await conn.respond(200, body=b"ok")
+        assert (await downstream.read_response()).body == b"ok"
+
+    async def test_chunked(self, proxy, upstream):
+        running = await proxy(upstream.url)
+        downstream = await running.ask("POST", "/x", CHUNKED, chunk(b"one"))
+        conn = await upstream.accept()
+        request = await conn.read_head()
+        assert request.all("Transfer-Encoding") == ["chunked"]
+        assert not request.has("Content-Length")
+        assert await conn.read_body(3) == b"one"
+        await downstream.send(chunk(b"two"))
+        assert await conn.read_body(3) == b"two"
+        await downstream.send(LAST_CHUNK)
+        assert await conn.read_body() == b""
+        await conn.respond(200, body=b"ok")
+        assert (await downstream.read_response()).body == b"ok"
+
+    @pytest.mark.parametrize("framing", ["length", "chunked"])
+    async def test_a_large_body_is_equal(self, proxy, echo, framing):
+        running = await proxy(echo.url)
+        if framing == "length":
+            await running.request("PUT", "/x", body=LARGE)
+        else:
+            pieces = [chunk(LARGE[i : i + 70_001]) for i in range(0, len(LARGE), 70_001)]
+            await running.request("PUT", "/x", CHUNKED, b"".join(pieces) + LAST_CHUNK)
+        assert echo.requests[-1].body == LARGE
+
+    @pytest.mark.parametrize("size", [0, 1])
+    async def test_an_empty_or_tiny_body_keeps_its_length(self, proxy, echo, size):
+        running = await proxy(echo.url)
+        await running.request("POST", "/x", body=b"x" * size)
+        assert echo.requests[-1].header("Content-Length") == str(size)
+        assert not echo.requests[-1].has("Transfer-Encoding")
+
+    async def test_no_body_has_no_framing(self, proxy, echo):
+        running = await proxy(echo.url)
+        await running.get("/x")
+        assert not echo.requests[-1].has("Content-Length")
+        assert not echo.requests[-1].has("Transfer-Encoding")
+
+    async def test_requests_on_one_connection_do_not_mix(self, proxy, echo):
+        running = await proxy(echo.url)
+        async with await running.connect() as downstream:
+            await downstream.request("POST", "/1", body=b"first")
+            await downstream.request("POST", "/2", CHUNKED, chunk(b"sec") + chunk(b"ond") + LAST_CHUNK)
+            await downstream.request("GET", "/3")
+            for _ in range(3):
+                assert (await downstream.read_response()).status == 200
+        assert [request.body for request in echo.requests] == [b"first", b"second", b""]
+
+
+class BufferingHandler(ProxyHandler):
+    """Tornado reads the whole body before ``prepare``, as it does for handlers that do not stream."""
+
+    _stream_request_body = False
+
+
+class TestBodyAlreadyRead:
+    """Behaviour 16: a body that was read before, or that a hook assigned, is used; the socket is not read again."""
+
+    @pytest.mark.parametrize(
+        ("headers", "body"),
+        [((), b"already read"), (CHUNKED, chunk(b"already ") + chunk(b"read") + LAST_CHUNK)],
+        ids=["length", "chunked"],
+    )
+    async def test_a_body_that_tornado_has_read(self, proxy, echo, headers, body):
+        running = await proxy(echo.url, BufferingHandler)
+        assert (await running.request("POST", "/x", headers, body)).status == 200
+        assert echo.requests[-1].body == b"already read"
+        assert echo.requests[-1].all("Content-Length") == ["12"]
+        assert not echo.requests[-1].has("Transfer-Encoding")
+
+    async def test_no_body_stays_none(self, proxy, echo):
+        running = await proxy(echo.url, BufferingHandler)
+        await running.get("/x")
+        assert not echo.requests[-1].has("Content-Length")
+
+    async def test_assigned_by_a_hook_although_a_body_is_there(self, proxy, echo):
+        def rewrite_request(handler, request):
+            request.body = b"mine"
+
+        running = await proxy(echo.url, rewrite_request=rewrite_request)
+        assert (await running.request("POST", "/x", body=b"the downstream's")).status == 200
+        assert echo.requests[-1].body == b"mine"
+
+    async def test_assigned_by_a_hook_before_the_body_has_arrived(self, proxy, upstream):
+        def rewrite_request(handler, request):
+            request.body = b"mine"
+
+        running = await proxy(upstream.url, rewrite_request=rewrite_request)
+        downstream = await running.connect()
+        await downstream.send(b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\none")
+        # If the proxy waited for the inbound body, the upstream would not see this request yet.
+        conn, request = await upstream.request()
+        assert request.body == b"mine"
+        await downstream.send(b"twoend")
+        await conn.respond(200, body=b"ok")
+        assert (await downstream.read_response()).body == b"ok"
+
+    async def test_the_next_request_on_the_connection_is_read_from_its_start(self, proxy, echo):
+        def rewrite_request(handler, request):
+            if handler.request.path == "/1":
+                request.body = b"mine"
+
+        running = await proxy(echo.url, rewrite_request=rewrite_request)
+        async with await running.connect() as downstream:
+            assert (await downstream.exchange("POST", "/1", body=LARGE)).status == 200
+            assert (await downstream.exchange("POST", "/2", body=b"second")).status == 200
+        assert [request.body for request in echo.requests] == [b"mine", b"second"]
+
+
+class TestContentLengthFollowsTheBody:
+    """Behaviour 17: Content-Length is computed from the body that is sent, not copied from the one that came."""
+
+    @pytest.mark.parametrize("new", [b"", b"shorter", b"longer than what came"])
+    @pytest.mark.parametrize("framing", ["length", "chunked", "none"])
+    async def test_recomputed(self, proxy, echo, framing, new):
+        def rewrite_request(handler, request):
+            request.body = new
+
+        running = await proxy(echo.url, rewrite_request=rewrite_request)
+        headers, body = {
+            "length": ((), b"what came"),
+            "chunked": (CHUNKED, chunk(b"what came") + LAST_CHUNK),
+            "none": ((), None),
+        }[framing]
+        assert (await running.request("POST", "/x", headers, body)).status == 200
+        request = echo.requests[-1]
+        assert request.body == new
+        assert request.all("Content-Length") == [str(len(new))]
+        assert not request.has("Transfer-Encoding")
+
+    async def test_a_length_that_a_hook_sets_is_ignored(self, proxy, echo):
+        def rewrite_request(handler, request):
+            request.headers["Content-Length"] = "3"
+            request.headers["Transfer-Encoding"] = "chunked"
+
+        running = await proxy(echo.url, rewrite_request=rewrite_request)
+        assert (await running.request("POST", "/x", body=b"hello")).status == 200
+        assert echo.requests[-1].body == b"hello"
+        assert echo.requests[-1].all("Content-Length") == ["5"]
+        assert not echo.requests[-1].has("Transfer-Encoding")
+
+    async def test_none_removes_the_body(self, proxy, echo):
+        def rewrite_request(handler, request):
+            request.body = None
+            request.method = "GET"
+
+        running = await proxy(echo.url, rewrite_request=rewrite_request)
+        assert (await running.request("POST", "/x", body=b"hello")).status == 200
+        assert echo.requests[-1].method == "GET"
+        assert not echo.requests[-1].has("Content-Length")
+        assert not echo.requests[-1].has("Transfer-Encoding")

@@ -1,0 +1,15 @@
+"""What tests are made of: a scripted upstream, a raw downstream, a started proxy. Real sockets only, nothing is mocked.
+
+``wire``        a socket read by hand, and the little HTTP/1.1 that both ends of a test need
+``upstream``    :class:`ScriptedUpstream`, driven by the test, and :class:`EchoUpstream`, which answers by itself
+``downstream``  :class:`Downstream`, a client that sends and shows exact bytes
+``proxy``       a proxy on the test's own event loop, and what must be true once it is stopped
+``logs``        the guard that fails a test on a log line it did not expect
+``process``     the standalone proxy as a subprocess
+``fixtures``    the pytest fixtures over all of these, loaded by ``tests/conftest.py``
+"""
+
+import pytest
+
+# Before any import of these modules: pytest then explains their failed asserts as it does in a test module.
+pytest.register_assert_rewrite("tests.support.logs", "tests.support.proxy", "tests.support.wire")
