@@ -43,7 +43,7 @@ _RETRY_AFTER = "1"
 _NO_LIMIT = 2**63 - 1
 
 # What RequestHandler.clear() sets; see send_head.
-_TORNADO_HEADERS = ("Server", "Content-Type", "Date")
+_TORNADO_HEADERS = ("Content-Type", "Date")
 
 
 class _AnyMethod:
@@ -208,6 +208,9 @@ class ProxyHandler(RequestHandler):
 
     def clear(self) -> None:
         super().clear()
+        # Which software stands here is nobody's business, in an error page either.
+        if self._headers.get("Server", "").startswith("TornadoServer/"):
+            del self._headers["Server"]
         # So that send_head can tell what Tornado set from what the user did.
         self._defaults = [(name, self._headers.get(name)) for name in _TORNADO_HEADERS]
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -37,6 +38,7 @@ from tornado_proxy.errors import (
     NoUpstreamAvailable,
     Phase,
     ProxyError,
+    Retry,
     UpstreamClosed,
     UpstreamError,
 )
@@ -225,15 +227,25 @@ class _Transfer:
 
     # -- called by libcurl (rules 1 and 2)
 
-    def on_prereq(self, *_addresses: object) -> int:
-        """Allow the request to be sent once; called for each connection that libcurl is about to use.
+    def on_prereq(self, _ip: str, _local_ip: str, _port: int, local_port: int) -> int:
+        """Allow the request to be sent once, on a quiet connection; called when libcurl is about to use one.
 
-        libcurl repeats a request, whatever its method, when a reused connection dies before the first byte of an answer
-        (``Curl_retry_request``). RFC 9110 section 9.2.2 forbids that for what is not idempotent, and only the forwarder
-        knows what is; so the second time is refused, which libcurl reports as E_ABORTED_BY_CALLBACK.
+        libcurl takes a connection that it looked at less than a second ago for healthy, and repeats a request, whatever
+        its method, when a reused connection dies before the first byte of an answer (``Curl_retry_request``). Both are
+        refused here, which it reports as E_ABORTED_BY_CALLBACK: bytes that wait on an idle connection belong to no
+        request of ours, and whether a second try is safe (RFC 9110 section 9.2.2) only the forwarder knows.
         """
         self._sends += 1
-        return int(pycurl.PREREQFUNC_OK if self._sends == 1 else pycurl.PREREQFUNC_ABORT)
+        if self._sends > 1:
+            return int(pycurl.PREREQFUNC_ABORT)
+        if self._driver.is_quiet(local_port):
+            return int(pycurl.PREREQFUNC_OK)
+        self.error = UpstreamClosed(
+            f"upstream {self.origin} closed a kept-alive connection", phase=Phase.CONNECT, upstream=self.origin
+        )
+        # Not a byte has left.
+        self.error.retry = Retry.ALWAYS
+        return int(pycurl.PREREQFUNC_ABORT)
 
     def on_header(self, line: bytes) -> int | None:
         """Take one line: status line, fields, blank; again after an interim response; then trailers."""
@@ -394,6 +406,8 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._queue: deque[CurlRequest] = deque()
         # Directions that a socket is watched for, POLL_IN | POLL_OUT.
         self._watched: dict[int, int] = {}
+        # The socket that has this local port, as last seen.
+        self._sockets: dict[int, int] = {}
         # When libcurl wants to be driven, in loop time, and the timer that will do it (at that time or before).
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -493,6 +507,8 @@ class CurlDriver(CurlAsyncHTTPClient):
 
     def _watch(self, fd: int, events: int) -> None:
         before = self._watched.get(fd, 0)
+        if events and not before:
+            self._note_port(fd)
         if events & pycurl.POLL_IN:
             if not before & pycurl.POLL_IN:
                 self.loop.add_reader(fd, self._on_ready, fd, pycurl.CSELECT_IN)
@@ -507,6 +523,42 @@ class CurlDriver(CurlAsyncHTTPClient):
             self._watched[fd] = events
         else:
             self._watched.pop(fd, None)
+
+    def _note_port(self, fd: int) -> None:
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            # libcurl watches other things than sockets too: its resolver's wake-up.
+            return
+        try:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                self._sockets[sock.getsockname()[1]] = fd
+        finally:
+            sock.detach()
+
+    def is_quiet(self, local_port: int) -> bool:
+        """Return whether nothing, not even the end, waits to be read on the connection with this local port.
+
+        A unix-domain socket has no port; libcurl's own look must do.
+        """
+        fd = self._sockets.get(local_port)
+        if fd is None:
+            return True
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            return True
+        try:
+            if sock.getsockname()[1:2] != (local_port,):
+                return True
+            sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            sock.detach()
+        return False
 
     def _set_timeout(self, msecs: int) -> None:
         """libcurl wants to be driven in ``msecs`` (CURLMOPT_TIMERFUNCTION); -1 is never.
@@ -629,7 +681,7 @@ def _set_up(curl: pycurl.Curl, request: CurlRequest) -> None:
     upload = request.upload
     set_(pycurl.URL, request.url)
     # The bytes of the target; libcurl would cut fragments and resolve dots in the URL's own path.
-    set_(pycurl.REQUEST_TARGET, request.target)
+    set_(pycurl.REQUEST_TARGET, request.target.encode("latin-1"))
     set_(pycurl.HTTPHEADER, request.header_lines)
     set_(pycurl.CONNECTTIMEOUT_MS, int(1000 * (request.connect_timeout or _FOREVER)))
     set_(pycurl.FRESH_CONNECT, request.fresh)
