@@ -118,6 +118,9 @@ class Downstream(Protocol):
     def hooked(self, name: str) -> bool:
         """Whether the hook ``name`` is the user's, by keyword or by a method."""
 
+    def get_status(self) -> int:
+        """Return the status of the answer, as it stands."""
+
     @property
     def answered(self) -> bool:
         """Whether a head has been sent, by a hook or by us."""
@@ -145,6 +148,19 @@ class Downstream(Protocol):
 
     def has_left(self) -> bool:
         """Return whether the downstream has closed its side, though we are not reading."""
+
+
+async def refuse(downstream: Downstream, error: ProxyError) -> None:
+    """Answer a request that cannot be forwarded at all: an exchange that ends at step (1)."""
+    log.debug("%s: %s", downstream.request.method, error)
+    outcome = Outcome(error.status_code, error.side, error=error, timings={"total": 0.0})
+    try:
+        await _awaited(downstream.handle_error(error))
+        if not downstream.answered:
+            downstream.send_error_page(error)
+        outcome.status = downstream.get_status()
+    finally:
+        await _told(downstream, outcome)
 
 
 @dataclass(slots=True)
@@ -226,7 +242,8 @@ class Exchange:
 
     def downstream_closed(self) -> None:
         """The downstream's connection is gone."""
-        phase = Phase.SEND if self.upload is not None and not self.upload.ended else Phase.BODY
+        uploading = self.upload is not None and not self.upload.ended
+        phase = Phase.SEND if uploading else Phase.HEAD if self._response is None else Phase.BODY
         error = DownstreamClosed("downstream closed its connection", phase=phase)
         if self.upload is not None:
             self.upload.fail(error)
@@ -285,7 +302,7 @@ class Exchange:
                 await response.read()
             await _awaited(downstream.rewrite_response(response))
         if downstream.answered:
-            self.outcome.status = response.status
+            self.outcome.status = downstream.get_status()
             response.abort()
             return
         # (7) and (8)
@@ -305,6 +322,7 @@ class Exchange:
             # (4) The user's last word.
             await _awaited(self.downstream.rewrite_request(request))
             if self.downstream.answered:
+                self.outcome.status = self.downstream.get_status()
                 return None
             self._validate(request)
             # (5) Send, again only if that is safe.
@@ -326,6 +344,7 @@ class Exchange:
     async def _choose_upstream(self) -> UpstreamURL | None:
         chosen = await _awaited(self.downstream.choose_upstream())
         if self.downstream.answered:
+            self.outcome.status = self.downstream.get_status()
             return None
         try:
             upstream = parse_upstream(chosen, self.downstream.request.protocol)
@@ -342,6 +361,9 @@ class Exchange:
         headers = request_headers(source.headers, trusted=trusted)
         if options.normalize_headers is not None:
             headers = _normalized(options.normalize_headers, headers)
+            if "Host" in headers:
+                # The client writes the URL's, unless the next lines say otherwise.
+                del headers["Host"]
         if options.preserve_host_header and "Host" in source.headers:
             headers["Host"] = inbound.target.authority or source.headers["Host"]
         if options.forwarded is not None:
@@ -425,7 +447,9 @@ class Exchange:
         """Step (6): leave what is for the downstream. Return the length of the body, where it is known."""
         options, source = self.options, self.downstream.request
         if not reason_ok(response.reason):
-            raise InvalidResponse("upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream)
+            raise InvalidResponse(
+                "upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream
+            )
         length = response_length(response.headers)
         drop_length = response.status == 204 or length is None
         response.headers = headers = end_to_end(response.headers, _CONTENT_LENGTH if drop_length else frozenset())
@@ -473,7 +497,8 @@ class Exchange:
         """Steps (7) and (8)."""
         downstream, options, stream = self.downstream, self.options, response.stream
         filtered = downstream.hooked("filter_response_body")
-        mode = options.buffer_headers_mode
+        buffered = options.response_mode is ResponseMode.BUFFER
+        mode = options.buffer_headers_mode if buffered else options.stream_headers_mode
         if not self._may_have_body(response):
             chunk, whole = b"", True
         elif response.body is not None:
@@ -485,7 +510,6 @@ class Exchange:
             else:
                 response.headers["Content-Length"] = str(length)
         else:
-            mode = options.stream_headers_mode
             whole = False
             if filtered or stream.consumed:
                 body_changed(response.headers, None)
@@ -538,16 +562,19 @@ class Exchange:
             log.debug("%s %s: %s", self.downstream.request.method, self._path(), error)
         elif error.__cause__ is None or isinstance(error.__cause__, ValueError):
             log.error("%s %s: %s", self.downstream.request.method, self._path(), error)
-        try:
-            await _awaited(self.downstream.handle_error(error))
-        except Exception:
-            log.exception("handle_error raised")
+        # Where nothing more can be sent, that is settled before a hook tries.
         if isinstance(error, DownstreamClosed):
             self.downstream.gone()
         elif self._committed:
             self.downstream.abort()
-        elif not self.downstream.answered:
+        try:
+            await _awaited(self.downstream.handle_error(error))
+        except Exception:
+            log.exception("handle_error raised")
+        if not self.downstream.answered:
             self.downstream.send_error_page(error)
+        elif not self._committed and not isinstance(error, DownstreamClosed):
+            self.outcome.status = self.downstream.get_status()
 
     def _path(self) -> str:
         # Without the query, which may hold secrets.
@@ -558,7 +585,7 @@ class Exchange:
         outcome.error = error
         outcome.side = error.side
         outcome.phase = error.phase
-        if not self._committed or isinstance(error, DownstreamClosed):
+        if not self._committed:
             outcome.status = error.status_code
 
     def _record_raised(self, exc: Exception) -> None:
@@ -597,10 +624,14 @@ class Exchange:
                 waiter = _waiters.pop()
                 if not waiter.done():
                     waiter.set_result(None)
-        try:
-            await _awaited(self.downstream.on_done(outcome))
-        except Exception:
-            log.exception("on_done raised")
+        await _told(self.downstream, outcome)
+
+
+async def _told(downstream: Downstream, outcome: Outcome) -> None:
+    try:
+        await _awaited(downstream.on_done(outcome))
+    except Exception:
+        log.exception("on_done raised")
 
 
 async def _awaited(result: Any) -> Any:

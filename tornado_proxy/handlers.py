@@ -5,7 +5,6 @@ Here, and nowhere else, stands what depends on the inside of Tornado's server; e
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import select
 from collections.abc import Awaitable
@@ -14,11 +13,11 @@ from typing import Any
 from tornado.concurrent import Future
 from tornado.httputil import HTTPHeaders
 from tornado.routing import PathMatches, RuleRouter
-from tornado.web import HTTPError, RequestHandler, stream_request_body
+from tornado.web import RequestHandler, stream_request_body
 
 from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError
-from tornado_proxy.forwarder import Exchange, Inbound
+from tornado_proxy.forwarder import Exchange, Inbound, refuse
 from tornado_proxy.framing import request_framing
 from tornado_proxy.lingering import close_after_response, linger
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
@@ -80,6 +79,7 @@ class ProxyHandler(RequestHandler):
         self.proxy_options = mounted
         self.mount_prefix = prefix
         self._exchange: Exchange | None = None
+        # The connection was closed by us, or has gone; nothing can be sent.
         self._aborted = False
 
     # -- the hooks, in call order
@@ -138,17 +138,11 @@ class ProxyHandler(RequestHandler):
     async def prepare(self) -> None:
         """Forward this request; return when the exchange is over."""
         options = self.proxy_options
-        request = self.request
         try:
             inbound = self._judge()
         except BadRequest as error:
-            # Where the framing is in doubt nobody knows where the next request begins.
-            close_after_response(request.connection)
-            raise HTTPError(error.status_code, str(error)) from None
-        if request.method not in options.methods:
-            raise HTTPError(
-                501, "method %s is not forwarded; add it to custom_http_methods to do so", request.method
-            )
+            await refuse(self, error)
+            return
         settings_client = self.settings.get("proxy_client")
         client = shared_client(options.client or settings_client or DEFAULT_CLIENT, options.client_options)
         self._exchange = exchange = Exchange(self, options, client, inbound)
@@ -161,6 +155,10 @@ class ProxyHandler(RequestHandler):
         request = self.request
         assert request.method is not None and request.uri is not None
         framing = request_framing(request.version, request.headers)
+        if request.method not in self.proxy_options.methods:
+            error = BadRequest(f"method {request.method} is not forwarded; custom_http_methods can name it")
+            error.status_code = 501
+            raise error
         target = parse_target(request.method, request.uri)
         prefix, tail = self._split_path(target)
         read = not self._stream_request_body and framing.has_body
@@ -214,6 +212,14 @@ class ProxyHandler(RequestHandler):
         # So that send_head can tell what Tornado set from what the user did.
         self._defaults = [(name, self._headers.get(name)) for name in _TORNADO_HEADERS]
 
+    def finish(self, chunk: Any = None) -> Future[None]:
+        """End the response; does nothing when it was cut off or the downstream has gone."""
+        if self._aborted:
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        return super().finish(chunk)
+
     # The upstream decides about these; Tornado's own answers would be about a resource that is not here.
 
     def check_xsrf_cookie(self) -> None:
@@ -226,8 +232,11 @@ class ProxyHandler(RequestHandler):
     def compute_etag(self) -> str | None:
         return None
 
-    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+    def decode_argument(self, value: bytes | None, name: str | None = None) -> str:
         """Decode as Tornado does, but let a path pass that is not UTF-8: its raw bytes are what is forwarded."""
+        if value is None:
+            # A group of the URL pattern that took no part in the match.
+            return ""
         if name is None:
             return value.decode("utf-8", "surrogateescape")
         return super().decode_argument(value, name)
@@ -266,6 +275,7 @@ class ProxyHandler(RequestHandler):
         if isinstance(error, NoUpstreamAvailable):
             self._retry_after = True
         if isinstance(error, BadRequest):
+            # Where the framing is in doubt nobody knows where the next request begins.
             close_after_response(self.request.connection)
         self.send_error(error.status_code, reason=_REASONS.get(error.status_code))
 
@@ -290,7 +300,8 @@ class ProxyHandler(RequestHandler):
     def gone(self) -> None:
         if not self._finished:
             self._finished = self._aborted = True
-            self._status_code, self._reason = 499, _REASONS[499]
+            if not self._headers_written:
+                self._status_code, self._reason = 499, _REASONS[499]
             connection: Any = self.request.connection
             if connection.stream is not None:
                 connection.stream.close()
@@ -389,5 +400,3 @@ def _find_pattern(router: RuleRouter, handler: ProxyHandler) -> Any:
         elif rule.target is type(handler):
             return rule.matcher.regex if isinstance(rule.matcher, PathMatches) else None
     return None
-
-

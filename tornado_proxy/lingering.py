@@ -10,10 +10,10 @@ import socket
 from typing import Any
 
 from tornado.httputil import HTTPHeaders
+from tornado.iostream import SSLIOStream
 
 # Seconds that a client may go on sending after the whole response; what it sends is dropped. RFC 9112 section 9.6.
 LINGER_TIME = 2.0
-_LOOK = 0.05
 
 
 def close_after_response(connection: Any) -> None:
@@ -24,30 +24,40 @@ def close_after_response(connection: Any) -> None:
 
 
 def linger(connection: Any) -> None:
-    """Close with care when the response is complete before the request.
+    """Read on for a while when the response is complete before the request.
 
     Tornado closes at once. What the client still sends then makes the kernel reset the connection, and the reset destroys
-    the response's last bytes before they are read (RFC 9112 section 9.6). So: end our side, let the server loop read on
-    for a while (it drops what it reads once the response is finished), then close.
+    the response's last bytes before they are read (RFC 9112 section 9.6). So let the server loop read on (it drops what it
+    reads once the response is finished) until the body ends, which keeps the connection, or the time is up.
     """
-    finish = connection._finish_request
+    end_request, finish = connection._finish_request, connection.finish
+    # Whether the connection was to be closed anyway, and not only because the body is still coming.
+    closing = False
 
-    def finish_request(future: Any) -> None:
+    def finish_noting_why() -> None:
+        nonlocal closing
+        closing = connection._disconnect_on_finish
+        finish()
+
+    def end_with_care(future: Any) -> None:
         stream = connection.stream
         if connection._read_finished or stream is None or stream.closed():
-            finish(future)
+            end_request(future)
             return
-        if isinstance(stream.socket, socket.socket) and not hasattr(stream.socket, "pending"):
-            # Not under TLS, whose own end must come first.
+        if closing and not isinstance(stream, SSLIOStream):
+            # The client may be waiting for the end. Not under TLS, whose own end must come first.
             stream.socket.shutdown(socket.SHUT_WR)
         loop = asyncio.get_running_loop()
-        look(loop, loop.time() + LINGER_TIME, future)
+        look(loop, loop.time() + LINGER_TIME, future, 0.001)
 
-    def look(loop: asyncio.AbstractEventLoop, until: float, future: Any) -> None:
+    def look(loop: asyncio.AbstractEventLoop, until: float, future: Any, wait: float) -> None:
         stream = connection.stream
-        if stream is None or stream.closed() or connection._read_finished or loop.time() >= until:
-            finish(future)
-        else:
-            loop.call_later(_LOOK, look, loop, until, future)
+        if connection._read_finished:
+            connection._disconnect_on_finish = closing
+        elif stream is not None and not stream.closed() and loop.time() < until:
+            loop.call_later(wait, look, loop, until, future, min(2 * wait, 0.05))
+            return
+        end_request(future)
 
-    connection._finish_request = finish_request
+    connection.finish = finish_noting_why
+    connection._finish_request = end_with_care

@@ -256,7 +256,9 @@ def _check_upstream(upstream: Any) -> bool:
         return False
     if _accepts(upstream, None):
         return True
-    raise OptionError(f"upstream {upstream!r} takes more than one argument; write a function of none, or of the handler")
+    raise OptionError(
+        f"upstream {upstream!r} takes more than one argument; write a function of none, or of the handler"
+    )
 
 
 def _choice(name: str, value: object, kind: type[StrEnum]) -> StrEnum:
@@ -305,6 +307,8 @@ def _check_networks(given: Any) -> tuple[tuple[Network, ...], bool]:
 
 
 def _check_statuses(callbacks: Mapping[Any, Hook]) -> tuple[tuple[range, Hook], ...]:
+    if not isinstance(callbacks, Mapping):
+        raise OptionError(f"status_callbacks {callbacks!r} is not a dict; write {{404: f, '5xx': g}}")
     found = []
     for key, callback in callbacks.items():
         if not callable(callback):
@@ -330,9 +334,7 @@ def _check_error_callback(given: Any) -> tuple[Hook, tuple[Any, ...], bool] | No
         return None
     function, args = (given[0], tuple(given[1])) if isinstance(given, tuple) and len(given) == 2 else (given, ())
     if not callable(function):
-        raise OptionError(
-            f"error_callback {given!r} is not a function; pass f(error), f(error, handler) or (f, args)"
-        )
+        raise OptionError(f"error_callback {given!r} is not a function; pass f(error), f(error, handler) or (f, args)")
     # Where both fit the longer form wins, as in reverse_proxy_plug.
     for takes_handler, extra in ((True, (None, None)), (False, (None,))):
         if _accepts(function, *args, *extra):
@@ -345,9 +347,13 @@ def _check_error_callback(given: Any) -> tuple[Hook, tuple[Any, ...], bool] | No
 
 def _check_client(client: Any, client_options: Any) -> None:
     if not isinstance(client_options, dict):
-        raise OptionError(f"client_options {client_options!r} is not a dict; write {{'validate_cert': False}} or the like")
+        raise OptionError(
+            f"client_options {client_options!r} is not a dict; write {{'validate_cert': False}} or the like"
+        )
     if isinstance(client, HTTPClient) and client_options:
         raise OptionError("client_options cannot be applied to a client that exists already; pass them to its class")
-    if not isinstance(client, str | HTTPClient | None) and not (isinstance(client, type) and issubclass(client, HTTPClient)):
+    if not isinstance(client, str | HTTPClient | None) and not (
+        isinstance(client, type) and issubclass(client, HTTPClient)
+    ):
         raise OptionError(f"client {client!r} is not a client; write 'curl', an HTTPClient, or a class of one")
     check_client(client or DEFAULT_CLIENT, client_options)

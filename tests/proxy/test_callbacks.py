@@ -237,14 +237,14 @@ class TestDefaultAnswers:
     @staticmethod
     async def check(running, status, error):
         response = await running.get("/x")
-        assert (response.status, response.body) == (status, b"")
+        assert (response.status, response.complete) == (status, True)
         outcome = await running.next_outcome()
         assert (outcome.side, outcome.status, type(outcome.error)) == ("upstream", status, error)
         return outcome
 
     @MODES
     async def test_refused(self, proxy, refusing, mode, expect_log):
-        expect_log("refused")
+        expect_log("upstream")
         running = await proxy(refusing, response_mode=mode)
         outcome = await self.check(running, 502, ConnectError)
         assert outcome.phase == "connect"
@@ -281,8 +281,7 @@ class TestDefaultAnswers:
         expect_log("upstream")
         upstream.serve(hang_up)
         running = await proxy(upstream.url, response_mode=mode)
-        response = await running.request(method, "/x")
-        assert (response.status, response.body) == (502, b"")
+        assert (await running.request(method, "/x")).status == 502
         assert (await running.next_outcome()).side == "upstream"
 
     @MODES
@@ -298,13 +297,19 @@ class TestDefaultAnswers:
         expect_log("upstream")
         upstream.serve(answer)
         running = await proxy(upstream.url, response_mode=mode)
-        response = await running.get("/x")
-        assert (response.status, response.body) == (502, b"")
+        assert (await running.get("/x")).status == 502
         assert isinstance((await running.next_outcome()).error, InvalidResponse)
 
     @MODES
+    async def test_the_body_is_empty(self, proxy, refusing, mode, expect_log):
+        expect_log("upstream")
+        running = await proxy(refusing, response_mode=mode)
+        response = await running.get("/x")
+        assert (response.body, response.header("Content-Length")) == (b"", "0")
+
+    @MODES
     async def test_the_connection_is_usable_afterwards(self, proxy, refusing, mode, expect_log):
-        expect_log("refused")
+        expect_log("upstream")
         running = await proxy(refusing, response_mode=mode)
         async with await running.connect() as downstream:
             assert (await downstream.exchange("GET", "/1")).status == 502
@@ -316,18 +321,17 @@ class TestErrorCallback:
 
     @MODES
     async def test_one_argument(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
         errors = []
         running = await proxy(refusing, response_mode=mode, error_callback=errors.append)
-        response = await running.get("/x")
-        assert (response.status, response.body) == (502, b"")
+        assert (await running.get("/x")).status == 502
         assert [type(error) for error in errors] == [ConnectError]
         assert (errors[0].status_code, errors[0].side, errors[0].phase) == (502, "upstream", "connect")
         assert errors[0].upstream == refusing
 
     @MODES
     async def test_two_arguments(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
 
         def answer(error, handler):
             handler.set_status(200)
@@ -340,7 +344,7 @@ class TestErrorCallback:
 
     @MODES
     async def test_two_arguments_without_answering(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
         calls = []
         running = await proxy(
             refusing, response_mode=mode, error_callback=lambda error, handler: calls.append((error, handler))
@@ -350,7 +354,7 @@ class TestErrorCallback:
 
     @MODES
     async def test_async(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
 
         async def answer(error, handler):
             await asyncio.sleep(0)
@@ -370,7 +374,7 @@ class TestErrorCallback:
 
     @MODES
     async def test_it_is_called_once_for_an_exchange_not_for_an_attempt(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
         errors = []
         running = await proxy(refusing, response_mode=mode, error_callback=errors.append, retries=3)
         assert (await running.get("/x")).status == 502
@@ -378,7 +382,7 @@ class TestErrorCallback:
 
     @MODES
     async def test_one_that_raises_does_not_hide_the_answer(self, proxy, refusing, mode, expect_log):
-        expect_log("refused|oops", required=False)
+        expect_log("upstream|oops", required=False)
 
         def broken(error):
             raise KeyError("oops")
@@ -393,7 +397,7 @@ class TestErrorCallbackWithArguments:
 
     @MODES
     async def test_observing(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
         calls = []
 
         def observe(first, second, error):
@@ -405,7 +409,7 @@ class TestErrorCallbackWithArguments:
 
     @MODES
     async def test_answering(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
 
         async def answer(text, error, handler):
             handler.set_status(503)
@@ -417,7 +421,7 @@ class TestErrorCallbackWithArguments:
 
     @MODES
     async def test_the_higher_arity_wins(self, proxy, refusing, mode, expect_log):
-        expect_log("refused", required=False)
+        expect_log("upstream", required=False)
         calls = []
 
         def either(tag, error, handler=None):
@@ -432,7 +436,7 @@ class TestBothModesAlike:
     """Behaviour 37: the answers to errors are the same in both modes: every test above runs twice, and to the byte."""
 
     async def test_byte_for_byte(self, proxy, refusing, expect_log):
-        expect_log("refused")
+        expect_log("upstream")
         heads = []
         for mode in ("stream", "buffer"):
             running = await proxy(refusing, response_mode=mode)
@@ -442,7 +446,7 @@ class TestBothModesAlike:
 
     @MODES
     async def test_nothing_about_the_upstream_leaks(self, proxy, refusing, mode, expect_log):
-        expect_log("refused")
+        expect_log("upstream")
         running = await proxy(refusing, response_mode=mode)
         response = await running.get("/x")
         port = refusing.rpartition(":")[2].encode()

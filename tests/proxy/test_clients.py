@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 import pytest
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.errors import ConnectError, UpstreamTimeout
@@ -14,7 +14,8 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
 
 
 def request_for(method, url, body=None, **headers):
-    inbound = HTTPServerRequest(method=method, uri="/")
+    start_line = RequestStartLine(method, "/", "HTTP/1.1")
+    inbound = HTTPServerRequest(start_line=start_line, headers=HTTPHeaders({"Host": "front.example"}))
     return UpstreamRequest(method=method, url=url, headers=HTTPHeaders(headers), body=body, inbound=inbound)
 
 

@@ -27,7 +27,9 @@ class TestMethods:
         assert echo.requests[-1].body == b"hello"
 
     @pytest.mark.parametrize("method", ["PROPFIND", "PURGE", "get", "Get", "finish", "send_error", "X"])
-    async def test_a_method_that_is_not_listed_gets_501(self, proxy, echo, method):
+    async def test_a_method_that_is_not_listed_gets_501(self, proxy, echo, method, expect_log):
+        # The cure is for whoever runs the proxy, so it is in the log.
+        expect_log("custom_http_methods")
         running = await proxy(echo.url)
         assert (await running.request(method, "/x")).status == 501
         assert echo.accepted == 0
@@ -39,13 +41,15 @@ class TestMethods:
         assert echo.requests[-1].start_line == f"{method} /x HTTP/1.1"
         assert echo.requests[-1].body == b"<a/>"
 
-    async def test_a_list_adds_and_removes_nothing_else(self, proxy, echo):
+    async def test_a_list_adds_and_removes_nothing_else(self, proxy, echo, expect_log):
+        expect_log("custom_http_methods")
         running = await proxy(echo.url, custom_http_methods=("PURGE",))
         assert (await running.request("GET", "/x")).status == 200
         assert (await running.request("PROPFIND", "/x")).status == 501
 
     @pytest.mark.parametrize("target", ["127.0.0.1:80", "/x", "http://127.0.0.1/"])
-    async def test_connect_is_refused(self, proxy, echo, target):
+    async def test_connect_is_refused(self, proxy, echo, target, expect_log):
+        expect_log("CONNECT", required=False)
         running = await proxy(echo.url)
         assert (await running.request("CONNECT", target)).status >= 400
         assert echo.accepted == 0
@@ -175,7 +179,8 @@ class TestBodyAlreadyRead:
 
         running = await proxy(echo.url, rewrite_request=rewrite_request)
         async with await running.connect() as downstream:
-            assert (await downstream.exchange("POST", "/1", body=LARGE)).status == 200
+            # Small enough to have arrived before the answer: otherwise a server may close (RFC 9112 section 9.6).
+            assert (await downstream.exchange("POST", "/1", body=b"first")).status == 200
             assert (await downstream.exchange("POST", "/2", body=b"second")).status == 200
         assert [request.body for request in echo.requests] == [b"mine", b"second"]
 

@@ -38,7 +38,7 @@ class TestUpstreamIsRequired:
     """Behaviour 1: without an upstream nothing is built, and the error names the option."""
 
     def test_mount_without_upstream(self):
-        with pytest.raises(TypeError, match="upstream"):
+        with pytest.raises(OptionError, match=r'mount\("/api"\).*upstream'):
             mount("/api")
 
     @pytest.mark.parametrize("nothing", [None, "", 42])

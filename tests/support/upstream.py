@@ -90,7 +90,7 @@ class UpstreamConnection(Wire):
 
     async def send_head(self, status: int, headers: Pairs = (), *, reason: str | None = None) -> None:
         """Send a response head of exactly these fields."""
-        reason = HTTPStatus(status).phrase if reason is None else reason
+        reason = _phrase(status) if reason is None else reason
         await self.send(build_head(f"HTTP/1.1 {status} {reason}", headers))
 
     async def send_chunk(self, data: bytes) -> None:
@@ -108,7 +108,7 @@ class UpstreamConnection(Wire):
         bodiless = status < 200 or status in (204, 304)
         if not bodiless and not names & {"content-length", "transfer-encoding"}:
             headers = [*headers, ("Content-Length", str(len(body)))]
-        reason = HTTPStatus(status).phrase if reason is None else reason
+        reason = _phrase(status) if reason is None else reason
         head = build_head(f"HTTP/1.1 {status} {reason}", headers)
         to_head = bool(self.requests) and self.requests[-1].method == "HEAD"
         await self.send(head if to_head else head + body)
@@ -249,6 +249,10 @@ class ScriptedUpstream:
             self._failures.append(error)
         finally:
             conn.close()
+
+
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in set(HTTPStatus) else "Unknown"
 
 
 class EchoUpstream(ScriptedUpstream):

@@ -375,7 +375,9 @@ class _Transfer:
         kind, phase = _ERRORS.get(errno, (UpstreamError, None))
         if phase is None:
             phase = Phase.HEAD if self.response is None else Phase.BODY
-        return kind(f"upstream {self.origin}: {message or 'failed'} (libcurl {errno})", phase=phase, upstream=self.origin)
+        return kind(
+            f"upstream {self.origin}: {message or 'failed'} (libcurl {errno})", phase=phase, upstream=self.origin
+        )
 
     def _timings(self) -> dict[str, float]:
         assert self.curl is not None
