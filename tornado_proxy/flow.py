@@ -1,12 +1,13 @@
 """BodyPipe: bounded bytes between one producer and one consumer. The only back-pressure code in the package.
 
-A producer that can wait awaits what :meth:`BodyPipe.write` returns; one that cannot (libcurl's write callback) looks at
-:attr:`BodyPipe.full` first and resumes when ``on_drain`` is called. A consumer that can wait awaits :meth:`BodyPipe.read`;
-one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when ``on_data`` is called.
+A producer that can wait awaits what :meth:`BodyPipe.write` returns; one that cannot (libcurl's write callback) looks
+at :attr:`BodyPipe.full` first and resumes when ``on_drain`` is called. A consumer that can wait awaits
+:meth:`BodyPipe.read`; one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when
+``on_data`` is called.
 
-Rule for editors: nothing here runs the other side's code except ``on_data`` and ``on_drain``. They are called at most once
-for each time that their side found the pipe empty or full, and never from inside a libcurl callback: the side that waits
-is never the side that calls.
+Rule for editors: nothing here runs the other side's code except ``on_data`` and ``on_drain``. They are called at most
+once for each time that their side found the pipe empty or full, and never from inside a libcurl callback: the side that
+waits is never the side that calls.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class BodyPipe:
     The limit is soft by one chunk: a write is accepted whole whenever the pipe is below its limit, so that no chunk is
     ever split or copied to enforce it.
 
-    The body ends in exactly one of two ways: :meth:`close` (complete) or :meth:`fail` (broken). After either, writes are
-    dropped. Both may be called again; the first call counts.
+    The body ends in exactly one of two ways: :meth:`close` (complete) or :meth:`fail` (broken). After either, writes
+    are dropped. Both may be called again; the first call counts.
     """
 
     __slots__ = (
@@ -75,7 +76,7 @@ class BodyPipe:
 
     @property
     def full(self) -> bool:
-        """Whether to hold back. Seeing ``True`` is a promise that ``on_drain`` will be called, or the consumer aborts."""
+        """Whether to hold back. After ``True``, ``on_drain`` will be called, or the consumer aborts."""
         if self.size >= self.limit and not self._ended:
             self._stuffed = True
             return True

@@ -227,7 +227,6 @@ class Exchange:
         try:
             room = self.upload.write(await _awaited(self.downstream.filter_request_body(chunk)))
         except Exception as exc:
-            log.exception("filter_request_body raised")
             error = HookError("filter_request_body raised", phase=Phase.SEND)
             error.__cause__ = exc
             self.stop(error)
@@ -305,7 +304,7 @@ class Exchange:
             self.outcome.status = downstream.get_status()
             response.abort()
             return
-        # (7) and (8)
+        # Steps (7) and (8) follow.
         await self._relay(response, length)
 
     async def _obtain_response(self) -> UpstreamResponse | None:
@@ -560,8 +559,8 @@ class Exchange:
             log.warning("%s %s: %s", self.downstream.request.method, self._path(), error)
         elif error.side is Side.DOWNSTREAM:
             log.debug("%s %s: %s", self.downstream.request.method, self._path(), error)
-        elif error.__cause__ is None or isinstance(error.__cause__, ValueError):
-            log.error("%s %s: %s", self.downstream.request.method, self._path(), error)
+        else:
+            log.error("%s %s: %s", self.downstream.request.method, self._path(), error, exc_info=error.__cause__)
         # Where nothing more can be sent, that is settled before a hook tries.
         if isinstance(error, DownstreamClosed):
             self.downstream.gone()

@@ -21,7 +21,7 @@ from tornado_proxy.forwarder import Exchange, Inbound, refuse
 from tornado_proxy.framing import request_framing
 from tornado_proxy.lingering import close_after_response, linger
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
-from tornado_proxy.options import HeadersMode, ProxyOptions
+from tornado_proxy.options import HeadersMode, OptionError, ProxyOptions
 from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
 
 HOOKS = (
@@ -56,9 +56,9 @@ class _AnyMethod:
 class ProxyHandler(RequestHandler):
     """Forwards each request to an upstream and relays its response.
 
-    Register it with :func:`~tornado_proxy.mount`, or in Tornado's own spelling with the options as the third element. The
-    whole exchange happens in :meth:`prepare`: an override awaits ``super().prepare()`` when the request may go on, and
-    does not when it has answered.
+    Register it with :func:`~tornado_proxy.mount`, or in Tornado's own spelling with the options as the third element.
+    The whole exchange happens in :meth:`prepare`: an override awaits ``super().prepare()`` when the request may go on,
+    and does not when it has answered.
 
     Subclassing notes. Override these, in the order in which they are called; each may be async and is also an option of
     the same name, which the method here calls: :meth:`choose_upstream`, :meth:`rewrite_request`,
@@ -74,9 +74,15 @@ class ProxyHandler(RequestHandler):
 
     def initialize(self, *, mounted: ProxyOptions | None = None, prefix: str | None = None, **options: Any) -> None:
         """Take the options: checked by ``mount()``, or as they stand in a URL spec."""
-        if mounted is None:
-            mounted = _parsed(type(self), options)
-        self.proxy_options = mounted
+        # An error raised here would leave the client without any answer.
+        self._option_error: OptionError | None = None
+        if mounted is not None:
+            self.proxy_options = mounted
+        else:
+            try:
+                self.proxy_options = _parsed(type(self), options)
+            except OptionError as exc:
+                self._option_error = exc
         self.mount_prefix = prefix
         self._exchange: Exchange | None = None
         # The connection was closed by us, or has gone; nothing can be sent.
@@ -92,7 +98,7 @@ class ProxyHandler(RequestHandler):
         return upstream(self) if self.proxy_options.upstream_takes_handler else upstream()
 
     def rewrite_request(self, request: UpstreamRequest) -> Any:
-        """Change ``request`` before it is sent. Nothing is removed after this; CR, LF and the like are refused (500)."""
+        """Change ``request`` before it is sent. Nothing is removed after this; CR, LF and their like are refused."""
         hook = self.proxy_options.rewrite_request
         return hook(self, request) if hook is not None else None
 
@@ -112,7 +118,7 @@ class ProxyHandler(RequestHandler):
         return callback(self, response) if callback is not None else None
 
     def rewrite_response(self, response: UpstreamResponse) -> Any:
-        """Change status, reason, headers or (buffered, or after ``await response.read()``) body before they are sent."""
+        """Change status, reason, headers, or (buffered, or after ``await response.read()``) body before they go."""
         hook = self.proxy_options.rewrite_response
         return hook(self, response) if hook is not None else None
 
@@ -137,6 +143,8 @@ class ProxyHandler(RequestHandler):
 
     async def prepare(self) -> None:
         """Forward this request; return when the exchange is over."""
+        if self._option_error is not None:
+            raise self._option_error
         options = self.proxy_options
         try:
             inbound = self._judge()
@@ -146,14 +154,15 @@ class ProxyHandler(RequestHandler):
         settings_client = self.settings.get("proxy_client")
         client = shared_client(options.client or settings_client or DEFAULT_CLIENT, options.client_options)
         self._exchange = exchange = Exchange(self, options, client, inbound)
-        if self._prepared_future is not None:
+        if self._stream_request_body:
             self._receive_body()
         await exchange.run()
 
     def _judge(self) -> Inbound:
         """Step (1): refuse what is ambiguous before anything is sent upstream."""
         request = self.request
-        assert request.method is not None and request.uri is not None
+        assert request.method is not None
+        assert request.uri is not None
         framing = request_framing(request.version, request.headers)
         if request.method not in self.proxy_options.methods:
             error = BadRequest(f"method {request.method} is not forwarded; custom_http_methods can name it")
@@ -175,17 +184,18 @@ class ProxyHandler(RequestHandler):
     def _receive_body(self) -> None:
         """Let the body come while the exchange runs.
 
-        Tornado reads it only once ``prepare`` is done, which it knows by this future; so the future is resolved early, and
-        then forgotten, because ``RequestHandler._execute`` would resolve it again.
+        Tornado reads it only once ``prepare`` is done, which it knows by this future; so the future is resolved early,
+        and then forgotten, because ``RequestHandler._execute`` would resolve it again.
         """
-        assert self._exchange is not None and self._prepared_future is not None
+        assert self._exchange is not None
         connection: Any = self.request.connection
         connection.set_max_body_size(_NO_LIMIT)
         if self._exchange.upload is not None:
             linger(connection)
         body: Future[None] = self.request._body_future
         body.add_done_callback(self._on_body_end)
-        prepared, self._prepared_future = self._prepared_future, None
+        prepared: Future[None] = self._prepared_future  # type: ignore[assignment]
+        self._prepared_future = None
         if not prepared.done():
             prepared.set_result(None)
 
@@ -244,7 +254,8 @@ class ProxyHandler(RequestHandler):
     # -- the forwarder calls these; see forwarder.Downstream
 
     def hooked(self, name: str) -> bool:
-        return _overridden(type(self), name) or getattr(self.proxy_options, name, None) is not None
+        cls: Any = type(self)
+        return _overridden(cls, name) or getattr(self.proxy_options, name, None) is not None
 
     @property
     def answered(self) -> bool:
@@ -252,7 +263,7 @@ class ProxyHandler(RequestHandler):
 
     def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> Future[None]:
         self._status_code = response.status
-        # Not set_status: it puts "Unknown" for a reason with "<" in it. This one has been checked, and is not HTML here.
+        # Not set_status: it puts "Unknown" for a reason with "<" in it. This one was checked, and is not HTML here.
         self._reason = response.reason
         self._headers = self._merged(response.headers, mode)
         if "Content-Length" not in self._headers and self.request.version != "HTTP/1.1":
@@ -323,7 +334,7 @@ class ProxyHandler(RequestHandler):
         return bool(poll.poll(0))
 
     def _merged(self, upstream: HTTPHeaders, mode: HeadersMode) -> HTTPHeaders:
-        """Return the upstream's headers joined with those that were set on the handler before, Tornado's own left out."""
+        """Return the upstream's headers joined with those set on the handler before, Tornado's own left out."""
         own = self._headers
         for name, value in self._defaults:
             # RFC 9110 section 6.6.1: a Date is added where the upstream sent none.
@@ -349,7 +360,7 @@ _REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
 
 
 @functools.cache
-def _overridden(cls: type, name: str) -> bool:
+def _overridden(cls: Any, name: str) -> bool:
     return getattr(cls, name) is not getattr(ProxyHandler, name)
 
 

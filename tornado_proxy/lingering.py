@@ -26,9 +26,10 @@ def close_after_response(connection: Any) -> None:
 def linger(connection: Any) -> None:
     """Read on for a while when the response is complete before the request.
 
-    Tornado closes at once. What the client still sends then makes the kernel reset the connection, and the reset destroys
-    the response's last bytes before they are read (RFC 9112 section 9.6). So let the server loop read on (it drops what it
-    reads once the response is finished) until the body ends, which keeps the connection, or the time is up.
+    Tornado closes at once. What the client still sends then makes the kernel reset the connection, and the reset
+    destroys the response's last bytes before they are read (RFC 9112 section 9.6). So let the server loop read on (it
+    drops what it reads once the response is finished) until the body ends, which keeps the connection, or the time is
+    up.
     """
     end_request, finish = connection._finish_request, connection.finish
     # Whether the connection was to be closed anyway, and not only because the body is still coming.

@@ -42,9 +42,9 @@ class UpstreamRequest:
 class UpstreamResponse:
     """The upstream's answer, from its head on. Hooks may change ``status``, ``reason``, ``headers`` and ``body``.
 
-    The body is pulled: it is read by ``await read()`` (whole, into ``body``) or by ``async for chunk in response``; while
-    nobody reads, the upstream is held back. ``body`` is ``None`` until it was read; assigning ``bytes`` replaces whatever
-    the upstream still sends.
+    The body is pulled: it is read by ``await read()`` (whole, into ``body``) or by ``async for chunk in response``;
+    while nobody reads, the upstream is held back. ``body`` is ``None`` until it was read; assigning ``bytes`` replaces
+    whatever the upstream still sends.
     """
 
     status: int

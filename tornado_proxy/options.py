@@ -1,7 +1,7 @@
 """Every option of the proxy, once: name, type, default, meaning and check.
 
-Options are checked when the application is built. What is wrong raises :class:`OptionError`, a ``ValueError`` whose sentence
-names the mount, the option and the cure. Nothing here touches a socket or a handler.
+Options are checked when the application is built. What is wrong raises :class:`OptionError`, a ``ValueError`` whose
+sentence names the mount, the option and the cure. Nothing here touches a socket or a handler.
 """
 
 from __future__ import annotations

@@ -27,8 +27,7 @@ class PrefixMatches(Matcher):
         path = request.path
         if not path.startswith("/"):
             # Absolute-form, http://host/path (RFC 9112 section 3.2.2).
-            _, scheme, rest = path.partition("://")
-            _, slash, path = rest.partition("/")
+            _, slash, path = path.partition("://")[2].partition("/")
             path = slash + path
         return None if mount_tail(self.prefix, path) is None else {}
 
@@ -47,9 +46,9 @@ def mount(
 ) -> Rule:
     """Return a rule for ``Application([...])`` that forwards ``prefix`` and all below it to ``upstream``.
 
-    ``mount("/foo", "http://example.com/bar")`` turns ``/foo/a%2Fb?x=1`` into ``http://example.com/bar/a%2Fb?x=1``; ``/foobar``
-    does not match. ``options`` are those of :class:`~tornado_proxy.options.ProxyOptions`; ``name`` is Tornado's, for
-    ``reverse_url``. Raises :class:`~tornado_proxy.options.OptionError`.
+    ``mount("/foo", "http://example.com/bar")`` turns ``/foo/a%2Fb?x=1`` into ``http://example.com/bar/a%2Fb?x=1``;
+    ``/foobar`` does not match. ``options`` are those of :class:`~tornado_proxy.options.ProxyOptions`; ``name`` is
+    Tornado's, for ``reverse_url``. Raises :class:`~tornado_proxy.options.OptionError`.
     """
     where = f"mount({prefix!r})".replace("'", '"')
     if not isinstance(prefix, str) or not prefix.startswith("/"):

@@ -301,11 +301,15 @@ class TestDefaultAnswers:
         assert isinstance((await running.next_outcome()).error, InvalidResponse)
 
     @MODES
-    async def test_the_body_is_empty(self, proxy, refusing, mode, expect_log):
+    async def test_the_body_is_in_the_style_of_write_error(self, proxy, refusing, mode, expect_log):
         expect_log("upstream")
-        running = await proxy(refusing, response_mode=mode)
-        response = await running.get("/x")
-        assert (response.body, response.header("Content-Length")) == (b"", "0")
+
+        class Styled(ProxyHandler):
+            def write_error(self, status_code, **kwargs):
+                self.finish(f"{status_code} in our style")
+
+        running = await proxy(refusing, Styled, response_mode=mode)
+        assert (await running.get("/x")).body == b"502 in our style"
 
     @MODES
     async def test_the_connection_is_usable_afterwards(self, proxy, refusing, mode, expect_log):

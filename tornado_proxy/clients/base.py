@@ -23,8 +23,8 @@ class HTTPClient(abc.ABC):
         response's body is pulled from ``response.stream``, which ends with ``close()`` or, with a
         :class:`~tornado_proxy.errors.ProxyError`, with ``fail()``. Interim responses (1xx) are not returned.
 
-        Raises a :class:`~tornado_proxy.errors.ProxyError`. Cancelling ends the transfer at once and closes its connection;
-        after the return ``response.abort()`` does.
+        Raises a :class:`~tornado_proxy.errors.ProxyError`. Cancelling ends the transfer at once and closes its
+        connection; after the return ``response.abort()`` does.
         """
 
     @abc.abstractmethod

@@ -2,8 +2,8 @@
 
 Theory of operation. One *transfer* is one libcurl easy handle doing one request. libcurl calls us back for each header
 line and each piece of body; those callbacks only fill the head and the response's pipe, and set futures, so what they
-cause happens in the next turn of the loop. Back-pressure is libcurl's own pause: a callback that finds its pipe full (or
-empty, when sending) returns PAUSE, and the pipe calls us when that has changed.
+cause happens in the next turn of the loop. Back-pressure is libcurl's own pause: a callback that finds its pipe full
+(or empty, when sending) returns PAUSE, and the pipe calls us when that has changed.
 
 Rules for editors:
 
@@ -394,9 +394,9 @@ class _Transfer:
 class CurlDriver(CurlAsyncHTTPClient):
     """Drives libcurl's multi handle from the asyncio loop.
 
-    Of Tornado's client it keeps the multi handle and its life; set-up, events, timers, queue and completion are its own,
-    because Tornado's sets up each handle anew, re-registers a socket for each event, holds bodies back in a queue, has ten
-    slots, and cannot cancel.
+    Of Tornado's client it keeps the multi handle and its life; set-up, events, timers, queue and completion are its
+    own, because Tornado's sets up each handle anew, re-registers a socket for each event, holds bodies back in a queue,
+    has ten slots, and cannot cancel.
     """
 
     def initialize(self, options: CurlOptions) -> None:  # type: ignore[override]

@@ -1,0 +1,1 @@
+"""How fast the proxy is beside others: ``python -m tests.benchmark``. See README.md."""

@@ -1,0 +1,1 @@
+"""What is compared, each a program: ``python -m tests.benchmark.candidates.NAME UPSTREAM``."""

@@ -1,0 +1,1 @@
+"""Programs that we did not write, before and behind the proxy: nginx, curl, git."""
