@@ -69,9 +69,18 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
-def _pairs(text: str) -> dict[str, str]:
-    """``name=value,name=value``."""
-    return dict(item.split("=", 1) for item in _list(text))
+def _pairs(text: str) -> dict[str, Any]:
+    """``name=value,name=value``; a value is a whole number, true, false, or text."""
+    pairs = {}
+    for item in _list(text):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} has no value; write {item}=VALUE")
+        pairs[name] = int(value) if value.isdecimal() else _WORDS.get(value.lower(), value)
+    return pairs
+
+
+_WORDS: dict[str, Any] = {"true": True, "false": False}
 
 
 def _option(default: Any, help: str, cli: Callable[[str], Any] | None = None) -> Any:

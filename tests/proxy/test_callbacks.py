@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from tests.support.wire import chunk
+from tornado_proxy import ProxyHandler
 from tornado_proxy.errors import ConnectError, ConnectTimeout, InvalidResponse, UpstreamClosed, UpstreamTimeout
 
 MODES = pytest.mark.parametrize("mode", ["stream", "buffer"])

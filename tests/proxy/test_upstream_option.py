@@ -1,6 +1,5 @@
 """Where requests go and how an exchange is set up: ``upstream``, ``client``, and what is wrong at start-up."""
 
-import sys
 
 import pytest
 from tornado.httputil import HTTPHeaders
@@ -288,13 +287,6 @@ class TestUnusableClient:
     def test_no_client(self, client):
         with pytest.raises(OptionError, match="client"):
             mount("/", URL, client=client)
-
-    @pytest.mark.parametrize("extra", ["httpx", "aiohttp"])
-    def test_a_missing_extra_is_named(self, monkeypatch, extra):
-        monkeypatch.setitem(sys.modules, extra, None)
-        monkeypatch.delitem(sys.modules, f"tornado_proxy.clients.{extra}", raising=False)
-        with pytest.raises(OptionError, match=rf"tornado_proxy\[{extra}\]"):
-            mount("/", URL, client=extra)
 
 
 class TestClientPrecedence:

@@ -1,0 +1,79 @@
+"""The order of the modules: each imports only from those above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "tornado_proxy"
+
+# Top to bottom; modules in one row know nothing of each other.
+LAYERS = [
+    ["_version", "errors"],
+    ["headers"],
+    ["urls", "framing"],
+    ["flow"],
+    ["messages"],
+    ["clients.base"],
+    ["clients.curl"],
+    ["clients"],
+    ["options"],
+    ["timeouts"],
+    ["forwarder"],
+    ["lingering"],
+    ["handlers"],
+    ["routing"],
+    ["__init__"],
+    ["serving", "accesslog", "demo.upstream"],
+    ["demo"],
+    ["demo.__main__", "standalone"],
+    ["__main__"],
+]
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        yield (name if name == "__init__" else name.removesuffix(".__init__")), path
+
+
+def imports(path):
+    """Yield the modules of the package that ``path`` imports, by their names below the package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            below = f"{node.module}.{{}}".format
+            names = [
+                below(alias.name) if (below(alias.name).removeprefix("tornado_proxy.")) in RANK else node.module
+                for alias in node.names
+            ]
+        else:
+            continue
+        for name in names:
+            if name == "tornado_proxy":
+                yield "__init__"
+            elif name.startswith("tornado_proxy."):
+                yield name.removeprefix("tornado_proxy.")
+
+
+MODULES = dict(modules())
+
+
+class TestLayers:
+    def test_every_module_has_its_place(self):
+        assert set(MODULES) == set(RANK)
+
+    @pytest.mark.parametrize("name", MODULES)
+    def test_a_module_imports_only_from_those_above(self, name):
+        below = [other for other in imports(MODULES[name]) if RANK[other] >= RANK[name]]
+        assert below == []
+
+    def test_only_the_curl_client_imports_pycurl(self):
+        users = [name for name, path in MODULES.items() if "import pycurl" in path.read_text(encoding="utf-8")]
+        assert users == ["clients.curl"]
+
+    def test_the_forwarder_knows_no_handler(self):
+        assert "tornado.web" not in MODULES["forwarder"].read_text(encoding="utf-8")
