@@ -190,6 +190,12 @@ class ProxyOptions:
         networks, trust_all = _check_networks(self.trusted_proxies)
         settle("networks", networks)
         settle("trust_all", trust_all)
+        if self.allowed_origins is not None and (
+            isinstance(self.allowed_origins, str) or not isinstance(self.allowed_origins, Sequence)
+        ):
+            raise OptionError(
+                f"allowed_origins {self.allowed_origins!r} is not a list; write ('https://app.example.com',) or None"
+            )
         settle("_statuses", _check_statuses(self.status_callbacks))
         settle("_error_call", _check_error_callback(self.error_callback))
         _check_client(self.client, self.client_options)

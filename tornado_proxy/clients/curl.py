@@ -121,8 +121,14 @@ class CurlOptions:
             path = getattr(self, name)
             if path is not None and not os.access(path, os.R_OK):
                 raise ValueError(f"{name} {path!r} cannot be read; write the path of a PEM file")
-        if self.max_clients is not None and self.max_clients < 1:
-            raise ValueError(f"max_clients {self.max_clients!r} lets nothing through; write a positive number or None")
+        if not isinstance(self.validate_cert, bool):
+            raise ValueError(f"validate_cert {self.validate_cert!r} is not a bool; write True or False")
+        for name in ("max_clients", "max_idle_connections", "max_idle_seconds", "dns_cache_seconds"):
+            number = getattr(self, name)
+            if name == "max_clients" and number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} {number!r} is not a positive whole number; write one such as 100")
 
     @classmethod
     def parse(cls, given: dict[str, Any]) -> CurlOptions:
@@ -655,6 +661,9 @@ class CurlDriver(CurlAsyncHTTPClient):
         set_(pycurl.HTTP_VERSION, HTTP_VERSIONS[options.http_version])
         # Seconds; a stream may last for days. What is silent is ended by the forwarder.
         set_(pycurl.TIMEOUT_MS, 0)
+        # Bytes for each callback. libcurl's own is 16 KiB; fewer and larger ones carry more a second, and this is still
+        # well below what a pipe holds.
+        set_(pycurl.BUFFERSIZE, 64 * 1024)
         set_(pycurl.TCP_NODELAY, 1)
         set_(pycurl.TCP_KEEPALIVE, 1)
         set_(pycurl.MAXAGE_CONN, options.max_idle_seconds)

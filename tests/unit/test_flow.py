@@ -1,0 +1,101 @@
+"""BodyPipe: what a producer and a consumer may rely on."""
+
+import asyncio
+
+import pytest
+
+from tornado_proxy.flow import BodyPipe
+
+
+class TestWriting:
+    async def test_below_the_limit_the_producer_goes_on(self):
+        assert BodyPipe(10).write(b"123456789") is None
+
+    async def test_at_the_limit_it_waits_until_the_consumer_has_read(self):
+        pipe = BodyPipe(10)
+        room = pipe.write(b"0123456789")
+        assert not room.done()
+        assert await pipe.read() == b"0123456789"
+        assert room.done()
+
+    async def test_after_the_end_bytes_are_dropped(self):
+        pipe = BodyPipe(10)
+        pipe.close()
+        assert pipe.write(b"late") is None
+        assert await pipe.read() == b""
+
+    async def test_a_producer_that_waits_is_released_when_nobody_will_read(self):
+        pipe = BodyPipe(1)
+        room = pipe.write(b"x")
+        pipe.discard()
+        assert room.done()
+        assert pipe.write(b"y") is None
+
+
+class TestReading:
+    async def test_all_that_is_held_comes_at_once(self):
+        pipe = BodyPipe(100)
+        pipe.write(b"a")
+        pipe.write(b"b")
+        assert await pipe.read() == b"ab"
+
+    async def test_a_reader_waits_for_the_first_byte(self):
+        pipe = BodyPipe(100)
+        reader = asyncio.ensure_future(pipe.read())
+        await asyncio.sleep(0)
+        assert not reader.done()
+        pipe.write(b"a")
+        assert await reader == b"a"
+
+    async def test_what_came_before_a_failure_is_still_read(self):
+        pipe = BodyPipe(100)
+        pipe.write(b"a")
+        pipe.fail(OSError("cut"))
+        assert await pipe.read() == b"a"
+        with pytest.raises(OSError, match="cut"):
+            await pipe.read()
+
+    async def test_the_first_end_counts(self):
+        pipe = BodyPipe(100)
+        pipe.close()
+        pipe.fail(OSError("late"))
+        assert await pipe.read() == b""
+
+
+class TestCallbacks:
+    async def test_take_asks_to_be_called_when_it_finds_nothing(self):
+        pipe, calls = BodyPipe(100), []
+        pipe.on_data = lambda: calls.append("data")
+        pipe.write(b"abc")
+        assert (pipe.take(2), pipe.take(2), pipe.take(2)) == (b"ab", b"c", None)
+        assert calls == []
+        pipe.write(b"d")
+        pipe.write(b"e")
+        assert calls == ["data"]
+
+    async def test_the_end_is_news_too(self):
+        pipe, calls = BodyPipe(100), []
+        pipe.on_data = lambda: calls.append("data")
+        assert pipe.take(1) is None
+        pipe.close()
+        assert calls == ["data"]
+        assert pipe.take(1) == b""
+
+    async def test_full_asks_to_be_called_when_there_is_room(self):
+        pipe, calls = BodyPipe(2), []
+        pipe.on_drain = lambda: calls.append("drain")
+        pipe.write(b"ab")
+        assert pipe.full
+        await pipe.read()
+        assert calls == ["drain"]
+        assert not pipe.full
+
+
+class TestCounts:
+    async def test_consumed_is_what_the_consumer_had(self):
+        pipe = BodyPipe(100)
+        pipe.write(b"abcdef")
+        pipe.take(2)
+        assert (pipe.total, pipe.size, pipe.consumed) == (6, 4, 2)
+        pipe.discard()
+        assert pipe.consumed == 2
