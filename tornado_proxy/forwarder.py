@@ -220,7 +220,10 @@ class Exchange:
             return None
         if self.downstream.hooked("filter_request_body"):
             return self._receive_filtered(chunk)
-        return self.upload.write(chunk)
+        room = self.upload.write(chunk)
+        if room is not None:
+            self._watchdog.upload_blocked()
+        return room
 
     async def _receive_filtered(self, chunk: bytes) -> None:
         assert self.upload is not None
@@ -232,12 +235,14 @@ class Exchange:
             self.stop(error)
             return
         if room is not None:
+            self._watchdog.upload_blocked()
             await room
 
     def received_all(self) -> None:
         """The inbound body is complete."""
         if self.upload is not None:
             self.upload.close()
+            self._watchdog.upload_ended()
 
     def downstream_closed(self) -> None:
         """The downstream's connection is gone."""

@@ -61,6 +61,14 @@ class Watchdog:
         self._sent_at = self._loop.time()
         self._arm()
 
+    def upload_blocked(self) -> None:
+        """The upstream does not take the body as fast as it comes, so nobody reads from the downstream."""
+        self._arm()
+
+    def upload_ended(self) -> None:
+        """The downstream has sent all of its body; what is held goes on its way."""
+        self._arm()
+
     def head_received(self, response: UpstreamResponse) -> None:
         self.response = response
         self._arm()

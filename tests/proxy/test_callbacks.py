@@ -233,7 +233,7 @@ class TestStatusCallbacks:
 
 
 class TestDefaultAnswers:
-    """Behaviour 34: without a callback a timeout gets 504 and any other error 502, both with an empty body."""
+    """Behaviour 34: without a callback a timeout gets 504, other errors 502; unlike the seed with a page."""
 
     @staticmethod
     async def check(running, status, error):

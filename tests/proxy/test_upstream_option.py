@@ -1,6 +1,5 @@
 """Where requests go and how an exchange is set up: ``upstream``, ``client``, and what is wrong at start-up."""
 
-
 import pytest
 from tornado.httputil import HTTPHeaders
 from tornado.web import HTTPError

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -57,6 +58,8 @@ HTTP_VERSIONS = {
 
 # Seconds; libcurl takes 0 for "five minutes".
 _FOREVER = 1_000_000
+
+_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
 # Interim responses that one answer may have; libcurl itself takes thousands.
 _MAX_INTERIM = 20
@@ -412,10 +415,17 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._idle: list[pycurl.Curl] = []
         self._active: dict[pycurl.Curl, _Transfer] = {}
         self._queue: deque[CurlRequest] = deque()
-        # Directions that a socket is watched for, POLL_IN | POLL_OUT.
-        self._watched: dict[int, int] = {}
-        # The socket that has this local port, as last seen.
+        # libcurl's sockets are watched in an epoll of their own, and that one by the loop: the loop's books about a
+        # socket would be wrong as soon as libcurl closes it, and cost more than the system calls.
+        self._epoll = select.epoll()
+        self.loop.add_reader(self._epoll.fileno(), self._on_ready)
+        # Sockets that libcurl wants watched now; others may still be in the epoll, idle.
+        self._watched: set[int] = set()
+        # Sockets that became readable while they were idle.
+        self._noisy: set[int] = set()
+        # The socket of each local port, and back, as of when it was new.
         self._sockets: dict[int, int] = {}
+        self._ports: dict[int, int] = {}
         # When libcurl wants to be driven, in loop time, and the timer that will do it (at that time or before).
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -440,9 +450,8 @@ class CurlDriver(CurlAsyncHTTPClient):
             curl.close()
         self._idle.clear()
         super().close()
-        # libcurl closes pooled connections above without telling; what is left here is no longer open.
-        for fd in list(self._watched):
-            self._watch(fd, 0)
+        self.loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
 
     def fetch_impl(self, request: HTTPRequest, callback: Callable[..., None]) -> None:
         """Refuse Tornado's buffering ``fetch()``; this client streams, see :class:`CurlClient`."""
@@ -511,28 +520,22 @@ class CurlDriver(CurlAsyncHTTPClient):
 
     def _handle_socket(self, event: int, fd: int, multi: pycurl.CurlMulti, data: object) -> None:
         """libcurl wants to know when ``fd`` is ready (CURLMOPT_SOCKETFUNCTION)."""
-        self._watch(fd, 0 if event == pycurl.POLL_REMOVE else event)
-
-    def _watch(self, fd: int, events: int) -> None:
-        before = self._watched.get(fd, 0)
-        if events and not before:
+        if event == pycurl.POLL_REMOVE:
+            # Idle now, or about to be closed; the kernel forgets a closed socket by itself. An idle one stays: that
+            # saves two system calls for each request, and shows what comes unasked.
+            self._watched.discard(fd)
+            return
+        self._watched.add(fd)
+        mask = (select.EPOLLIN if event & pycurl.POLL_IN else 0) | (select.EPOLLOUT if event & pycurl.POLL_OUT else 0)
+        try:
+            self._epoll.modify(fd, mask)
+        except FileNotFoundError:
+            self._epoll.register(fd, mask)
+            self._noisy.discard(fd)
             self._note_port(fd)
-        if events & pycurl.POLL_IN:
-            if not before & pycurl.POLL_IN:
-                self.loop.add_reader(fd, self._on_ready, fd, pycurl.CSELECT_IN)
-        elif before & pycurl.POLL_IN:
-            self.loop.remove_reader(fd)
-        if events & pycurl.POLL_OUT:
-            if not before & pycurl.POLL_OUT:
-                self.loop.add_writer(fd, self._on_ready, fd, pycurl.CSELECT_OUT)
-        elif before & pycurl.POLL_OUT:
-            self.loop.remove_writer(fd)
-        if events:
-            self._watched[fd] = events
-        else:
-            self._watched.pop(fd, None)
 
     def _note_port(self, fd: int) -> None:
+        """Remember the local port of a new connection; see is_quiet."""
         try:
             sock = socket.socket(fileno=fd)
         except OSError:
@@ -540,7 +543,10 @@ class CurlDriver(CurlAsyncHTTPClient):
             return
         try:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
-                self._sockets[sock.getsockname()[1]] = fd
+                self._sockets.pop(self._ports.pop(fd, 0), None)
+                port = sock.getsockname()[1]
+                self._sockets[port] = fd
+                self._ports[fd] = port
         finally:
             sock.detach()
 
@@ -552,21 +558,23 @@ class CurlDriver(CurlAsyncHTTPClient):
         fd = self._sockets.get(local_port)
         if fd is None:
             return True
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError:
-            return True
-        try:
-            if sock.getsockname()[1:2] != (local_port,):
-                return True
-            sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
+        if fd in self._noisy:
             return False
-        finally:
-            sock.detach()
-        return False
+        return not any(ready == fd and events & _READABLE for ready, events in self._epoll.poll(0))
+
+    def _on_ready(self) -> None:
+        """Some of the sockets are ready: drive each, then see which transfers have ended."""
+        for fd, events in self._epoll.poll(0):
+            if fd not in self._watched:
+                # Bytes or the end on an idle connection. libcurl, or is_quiet, finds that out before it is used again;
+                # until then we must not be woken for it over and over.
+                self._epoll.unregister(fd)
+                self._noisy.add(fd)
+                continue
+            action = (pycurl.CSELECT_IN if events & _READABLE else 0) | (
+                pycurl.CSELECT_OUT if events & select.EPOLLOUT else 0
+            )
+            self._drive(fd, action)
 
     def _set_timeout(self, msecs: int) -> None:
         """libcurl wants to be driven in ``msecs`` (CURLMOPT_TIMERFUNCTION); -1 is never.
@@ -606,9 +614,6 @@ class CurlDriver(CurlAsyncHTTPClient):
             self._soon.cancel()
             self._soon = None
         self._drive(pycurl.SOCKET_TIMEOUT, 0)
-
-    def _on_ready(self, fd: int, action: int) -> None:
-        self._drive(fd, action)
 
     def _drive(self, fd: int, action: int) -> None:
         try:
