@@ -190,8 +190,7 @@ class ProxyHandler(RequestHandler):
         assert self._exchange is not None
         connection: Any = self.request.connection
         connection.set_max_body_size(_NO_LIMIT)
-        if self._exchange.upload is not None:
-            linger(connection)
+        linger(connection)
         body: Future[None] = self.request._body_future
         body.add_done_callback(self._on_body_end)
         prepared: Future[None] = self._prepared_future  # type: ignore[assignment]

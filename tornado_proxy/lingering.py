@@ -6,11 +6,14 @@ Two mends to one ``HTTP1Connection``, which serves one request. Both reach into 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import Any
 
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import SSLIOStream
+
+log = logging.getLogger(__name__)
 
 # Seconds that a client may go on sending after the whole response; what it sends is dropped. RFC 9112 section 9.6.
 LINGER_TIME = 2.0
@@ -45,20 +48,32 @@ def linger(connection: Any) -> None:
         if connection._read_finished or stream is None or stream.closed():
             end_request(future)
             return
-        if closing and not isinstance(stream, SSLIOStream):
-            # The client may be waiting for the end. Not under TLS, whose own end must come first.
-            stream.socket.shutdown(socket.SHUT_WR)
         loop = asyncio.get_running_loop()
-        look(loop, loop.time() + LINGER_TIME, future, 0.001)
+        # A quick upstream answers before the server loop has noticed that there is no body, or no more of it: the next
+        # turn or two of the loop show.
+        loop.call_soon(look, loop, loop.time() + LINGER_TIME, future, 0.0)
 
     def look(loop: asyncio.AbstractEventLoop, until: float, future: Any, wait: float) -> None:
         stream = connection.stream
         if connection._read_finished:
             connection._disconnect_on_finish = closing
         elif stream is not None and not stream.closed() and loop.time() < until:
-            loop.call_later(wait, look, loop, until, future, min(2 * wait, 0.05))
+            if closing and wait:
+                _half_close(stream)
+            loop.call_later(wait, look, loop, until, future, min(2 * wait + 0.0005, 0.05))
             return
         end_request(future)
 
     connection.finish = finish_noting_why
     connection._finish_request = end_with_care
+
+
+def _half_close(stream: Any) -> None:
+    """End our side, for a client that waits for the end. Not under TLS, whose own end must come first."""
+    if isinstance(stream, SSLIOStream):
+        return
+    try:
+        stream.socket.shutdown(socket.SHUT_WR)
+    except OSError as exc:
+        # The client has gone; the server loop is about to read that.
+        log.debug("cannot end our side: %s", exc)

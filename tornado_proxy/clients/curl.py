@@ -568,8 +568,12 @@ class CurlDriver(CurlAsyncHTTPClient):
             if fd not in self._watched:
                 # Bytes or the end on an idle connection. libcurl, or is_quiet, finds that out before it is used again;
                 # until then we must not be woken for it over and over.
-                self._epoll.unregister(fd)
                 self._noisy.add(fd)
+                try:
+                    self._epoll.unregister(fd)
+                except OSError as exc:
+                    # Closed since, by what the sockets before it made libcurl do.
+                    log.debug("socket %d: %s", fd, exc)
                 continue
             action = (pycurl.CSELECT_IN if events & _READABLE else 0) | (
                 pycurl.CSELECT_OUT if events & select.EPOLLOUT else 0
