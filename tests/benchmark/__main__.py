@@ -39,6 +39,7 @@ class Figures:
     rate: float
     p50: float
     p99: float
+    errors: int  # of connections: refused, cut, timed out
 
 
 def commands() -> dict[str, list[str]]:
@@ -92,12 +93,14 @@ def load(wrk: str, url: str, seconds: int) -> Figures:
         done = subprocess.run(
             [wrk, "-t1", "-c32", f"-d{seconds}s", "--latency", url], capture_output=True, text=True, check=True
         )
-    wrong = re.search(r"(Non-2xx|Socket errors).*", done.stdout)
-    if wrong:
-        print(f"  not all went well: {wrong[0]}", file=sys.stderr)
+    refused = re.search(r"Non-2xx.*", done.stdout)
+    if refused:
+        sys.exit(f"the figures mean nothing: {refused[0]}")
+    errors = re.search(r"Socket errors: (.*)", done.stdout)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     assert rate, done.stdout
-    return Figures(float(rate[1]), percentile(done.stdout, 50), percentile(done.stdout, 99))
+    cut = sum(map(int, re.findall(r"\d+", errors[1]))) if errors else 0
+    return Figures(float(rate[1]), percentile(done.stdout, 50), percentile(done.stdout, 99), cut)
 
 
 def percentile(text: str, which: int) -> float:
@@ -116,13 +119,14 @@ def compare(wrk: str, upstream: str, rounds: int, seconds: int) -> None:
                 figures[name].append(load(wrk, url, seconds))
             print(f"round {number + 1}: {name}: {figures[name][-1].rate:.0f}/s", file=sys.stderr)
     medians = {name: statistics.median(each.rate for each in runs) for name, runs in figures.items()}
-    print(f"{'':28}{'requests/s':>12}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}   rounds")
+    print(f"{'':28}{'requests/s':>12}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}   rounds")
     for name, runs in figures.items():
         p50 = statistics.median(each.p50 for each in runs)
         p99 = statistics.median(each.p99 for each in runs)
+        errors = sum(each.errors for each in runs)
         ratio = medians[name] / medians[BASELINE]
         each = " ".join(f"{run.rate:.0f}" for run in runs)
-        print(f"{name:28}{medians[name]:12.0f}{ratio:8.2f}{p50:9.2f}{p99:9.2f}   {each}")
+        print(f"{name:28}{medians[name]:12.0f}{ratio:8.2f}{p50:9.2f}{p99:9.2f}{errors:8}   {each}")
 
 
 def profile(wrk: str, upstream: str, seconds: int) -> None:
@@ -165,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         with pinned(LOAD_CORE):
             nginx = Nginx(Path(directory), UPSTREAM).__enter__()
-        with contextlib.closing(contextlib.ExitStack()) as stack:
+        with contextlib.ExitStack() as stack:
             stack.push(nginx)
             if args.profile:
                 profile(wrk, nginx.url, args.seconds)

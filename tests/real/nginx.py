@@ -1,4 +1,4 @@
-"""nginx as an upstream: its own prefix and configuration, our own user, one process."""
+"""nginx as an upstream: its own prefix and configuration, our own user, one worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ NGINX = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/s
 
 CONFIGURATION = """
 daemon off;
-master_process off;
+worker_processes 1;
+{user}
 pid nginx.pid;
 error_log stderr warn;
 events {{ worker_connections 1024; }}
@@ -49,8 +50,11 @@ class Nginx:
         assert NGINX is not None
         with socket.create_server(("127.0.0.1", 0), backlog=511) as sock:
             self.port: int = sock.getsockname()[1]
+            # Under root the worker would be nobody, who may not read a temporary directory.
+            user = "" if os.geteuid() else "user root;"
+            text = CONFIGURATION.format(port=self.port, server=self._server, user=user)
             configuration = self._directory / "nginx.conf"
-            configuration.write_text(CONFIGURATION.format(port=self.port, server=self._server), encoding="utf-8")
+            configuration.write_text(text, encoding="utf-8")
             with (self._directory / "nginx.log").open("wb") as log:
                 self._process = subprocess.Popen(
                     [NGINX, "-e", "stderr", "-p", str(self._directory), "-c", str(configuration)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 
@@ -61,4 +62,6 @@ async def main(upstream: str, port: str) -> None:
 
 
 if __name__ == "__main__":
+    # wrk leaves in the middle of its last requests; aiohttp writes a traceback for each.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     asyncio.run(main(*sys.argv[1:3]))
