@@ -17,6 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+# Bytes that read() joins small chunks to.
+_READ_SIZE = 64 * 1024
+
 
 class BodyPipe:
     """A body on its way, with at most about ``limit`` bytes held.
@@ -130,7 +133,10 @@ class BodyPipe:
         return self.total - self.size - self._discarded
 
     async def read(self) -> bytes:
-        """Return all that is held, waiting for the first byte; ``b""`` is the end. Raises the error of :meth:`fail`."""
+        """Return what is held, waiting for the first byte; ``b""`` is the end. Raises the error of :meth:`fail`.
+
+        Small chunks come joined, up to 64 KiB.
+        """
         while not self._chunks:
             if self._ended:
                 if self.error is not None:
@@ -141,11 +147,11 @@ class BodyPipe:
                 await self._reader
             finally:
                 self._reader = None
-        return self._drain_all()
+        return self._pop()
 
     def read_nowait(self) -> bytes:
-        """Return all that is held, which may be nothing."""
-        return self._drain_all() if self._chunks else b""
+        """Return what :meth:`read` would, or nothing where it would wait."""
+        return self._pop() if self._chunks else b""
 
     def take(self, limit: int) -> bytes | None:
         """Return up to ``limit`` bytes, ``b""`` at the end, or ``None``: nothing yet, ``on_data`` will be called.
@@ -177,13 +183,21 @@ class BodyPipe:
         self.size = 0
         self._wake_producer()
 
-    def _drain_all(self) -> bytes:
+    def _pop(self) -> bytes:
         chunks = self._chunks
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self.size = 0
+        data = chunks.popleft()
+        if chunks:
+            # Small chunks that have piled up go as one; the whole pipe would double what a stalled consumer holds.
+            size = len(data)
+            several = [data]
+            while chunks and size + len(chunks[0]) <= _READ_SIZE:
+                size += len(chunks[0])
+                several.append(chunks.popleft())
+            data = b"".join(several)
+        self.size -= len(data)
         self.last_read = monotonic()
-        self._wake_producer()
+        if self.size < self.limit:
+            self._wake_producer()
         return data
 
     def _wake_consumer(self) -> None:

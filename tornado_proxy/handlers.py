@@ -5,8 +5,13 @@ Here, and nowhere else, stands what depends on the inside of Tornado's server; e
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import select
+import socket
+import struct
+import sys
+import termios
 from collections.abc import Awaitable
 from typing import Any
 
@@ -322,7 +327,7 @@ class ProxyHandler(RequestHandler):
         stream = getattr(self.request.connection, "stream", None)
         if stream is None or not stream.writing():
             return 0
-        return int(stream._total_write_index - stream._total_write_done_index) or 1
+        return int(stream._total_write_index - stream._total_write_done_index) + _unread_by_peer(stream.fileno()) or 1
 
     def has_left(self) -> bool:
         stream = getattr(self.request.connection, "stream", None)
@@ -363,11 +368,15 @@ def _overridden(cls: Any, name: str) -> bool:
     return getattr(cls, name) is not getattr(ProxyHandler, name)
 
 
+def _unread_by_peer(fd: int) -> int:
+    """Return what the kernel holds for a slow reader (SIOCOUTQ, tcp(7)): megabytes, before a write gets through."""
+    count = bytearray(4)
+    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)
+
+
 def _reset_on_close(stream: Any) -> None:
     """Make the end of a body that only the connection's end delimits an error for its reader."""
-    import socket
-    import struct
-
     stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 

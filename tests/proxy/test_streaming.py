@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 
 import pytest
 
-from tests.support.wire import LAST_CHUNK, chunk
+from tests.support.wire import LAST_CHUNK, WireClosed, chunk
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 UPLOADS = pytest.mark.parametrize("framing", ["chunked", "length"])
@@ -171,7 +172,8 @@ class TestEarlyAnswer:
         assert (response.status, response.body, response.complete) == (413, b"too large", True)
 
     @UPLOADS
-    async def test_a_200_passes_at_once_while_the_rest_is_still_sent(self, proxy, upstream, framing):
+    @pytest.mark.parametrize("answering", ["chunked", "length"])
+    async def test_a_200_passes_at_once_while_the_rest_is_still_sent(self, proxy, upstream, framing, answering):
         running = await proxy(upstream.url)
         downstream = await running.connect()
         size = 500_000
@@ -179,17 +181,19 @@ class TestEarlyAnswer:
         conn = await upstream.accept()
         await conn.read_head()
         assert await conn.read_body(1024) == BODY[:1024]
-        await conn.respond(200, body=b"enough")
-        response = await downstream.read_response()
-        assert (response.status, response.body, response.complete) == (200, b"enough", True)
-        # What is still sent is dropped, and the connection is in step afterwards.
+        answer = (200, CHUNKED, chunk(b"enough") + LAST_CHUNK) if answering == "chunked" else (200, (), b"enough")
+        await conn.respond(*answer)
+        # All of the answer's bytes; libcurl tells of the end of a chunked one only when the request is sent as well.
+        assert (await downstream.read_head()).status == 200
+        assert await (downstream.read_chunk() if answering == "chunked" else downstream.read_body(6)) == b"enough"
         rest = BODY[1024:size]
-        await downstream.send(piece(framing, rest) + (LAST_CHUNK if framing == "chunked" else b""))
-        await downstream.request("GET", "/next")
-        conn, request = await upstream.request() if conn.is_closed_by_other() else (conn, await conn.read_request())
-        assert request.target == "/next"
-        await conn.respond(200, body=b"next")
-        assert (await downstream.read_response()).body == b"next"
+        last = LAST_CHUNK if framing == "chunked" else b""
+        sending = asyncio.ensure_future(downstream.send(piece(framing, rest) + last))
+        # All of it or only a part, as the proxy likes, but nothing else.
+        with contextlib.suppress(WireClosed):
+            assert await conn.read_body() == rest
+        await sending
+        assert (await running.next_outcome()).status == 200
 
 
 class TestHTTP10Downstream:
@@ -266,7 +270,8 @@ class TestCutAnswer:
         conn, _ = await upstream.request()
         await conn.send(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + body)
         assert (await downstream.read_head()).status == 200
-        assert await downstream.read_body(5) == b"hello" if b"\na" not in b"\n" + body else True
+        # The bytes of a chunk that is not complete pass too, framed anew.
+        await downstream.read_until(b"hello")
         getattr(conn, leave)()
         await downstream.closed()
         # Neither the last chunk nor the missing bytes: only the end.
@@ -278,7 +283,7 @@ class TestCutAnswer:
 
     async def test_at_each_offset(self, proxy, upstream, expect_log):
         expect_log("upstream")
-        running = await proxy(upstream.url, retries=0)
+        running = await proxy(upstream.url)
         whole = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nall of i"
         head_end = whole.index(b"\r\n\r\n") + 4
         for offset in range(len(whole) + 1):

@@ -1,0 +1,310 @@
+"""Whoever reads slowly makes the other side wait, and the proxy holds little meanwhile.
+
+Against the standalone program, so that its memory and descriptors can be told from the test's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import socket
+from time import monotonic
+
+import pytest
+
+from tests.proxy.test_cancel import until
+from tests.support.downstream import Downstream
+from tests.support.process import StandaloneProxy
+from tests.support.upstream import ScriptedUpstream
+from tests.support.wire import chunk
+
+MIB = 1024 * 1024
+PIECE = bytes(range(256)) * 256
+# What may be under way when one side reads nothing: what the proxy holds, and what the kernel does for the two sockets
+# that the test cannot shrink, the proxy's own (net.ipv4.tcp_wmem and tcp_rmem let each grow to megabytes).
+HELD = 1 * MIB
+KERNEL = 16 * MIB
+FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
+# Gigabytes for the run that has the time: TORNADO_PROXY_LARGE=5.
+LARGE = int(os.environ.get("TORNADO_PROXY_LARGE", "0"))
+
+
+@pytest.fixture
+async def served():
+    """Yield an upstream and the standalone proxy in front of it."""
+    async with ScriptedUpstream() as upstream:
+        starting = StandaloneProxy("--to", upstream.url)
+        proxy = await asyncio.to_thread(starting.__enter__)
+        try:
+            yield upstream, proxy
+        finally:
+            await asyncio.to_thread(proxy.signal, 9)
+            await asyncio.to_thread(proxy.stop)
+
+
+def shrink(sock: socket.socket) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, 8192)
+
+
+class Sender:
+    """Sends without end and counts what the kernel took."""
+
+    def __init__(self, sock: socket.socket, framing: str) -> None:
+        self.sock = sock
+        self.sent = 0
+        self.since = monotonic()
+        self._data = chunk(PIECE) if framing == "chunked" else PIECE
+        self._task = asyncio.get_running_loop().create_task(self._send())
+
+    async def _send(self) -> None:
+        loop = asyncio.get_running_loop()
+        view = memoryview(self._data)
+        writable = asyncio.Event()
+        loop.add_writer(self.sock, writable.set)
+        position = 0
+        try:
+            while True:
+                try:
+                    size = self.sock.send(view[position:])
+                except BlockingIOError:
+                    writable.clear()
+                    await writable.wait()
+                    continue
+                position = (position + size) % len(view)
+                self.sent += size
+                self.since = monotonic()
+        except ConnectionError:
+            pass
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                loop.remove_writer(self.sock)
+
+    def stalled(self) -> bool:
+        return self.sent > 0 and monotonic() - self.since > 0.3
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def upload_head(framing: str, target: str = "/x") -> bytes:
+    length = f"Content-Length: {10**12}" if framing == "length" else "Transfer-Encoding: chunked"
+    return f"POST {target} HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n".encode()
+
+
+async def start_download(upstream, proxy, framing: str) -> tuple[Downstream, Sender]:
+    downstream = await Downstream.connect(proxy.port, receive_buffer=4096)
+    await downstream.request("GET", "/endless")
+    conn, _ = await upstream.request()
+    shrink(conn.sock)
+    length = ("Content-Length", str(10**12)) if framing == "length" else ("Transfer-Encoding", "chunked")
+    await conn.send_head(200, [length])
+    return downstream, Sender(conn.sock, framing)
+
+
+async def start_upload(upstream, proxy, framing: str) -> tuple[Downstream, Sender]:
+    downstream = await Downstream.connect(proxy.port)
+    shrink(downstream.sock)
+    await downstream.send(upload_head(framing))
+    conn = await upstream.accept()
+    shrink(conn.sock)
+    await conn.read_head()
+    return downstream, Sender(downstream.sock, framing)
+
+
+START = {"download": start_download, "upload": start_upload}
+DIRECTIONS = pytest.mark.parametrize("direction", list(START))
+
+
+async def warm_up(upstream, proxy) -> None:
+    """Let what a first exchange sets up for good be there before anything is measured."""
+    async with await Downstream.connect(proxy.port) as downstream:
+        await downstream.request("GET", "/warm")
+        conn, _ = await upstream.request()
+        await conn.respond(200, [("Connection", "close")], b"warm")
+        conn.close()
+        assert (await downstream.read_response()).body == b"warm"
+
+
+class TestNobodyReads:
+    """BP-01, BP-04: the sender is held back, and the proxy holds no more than its buffers."""
+
+    @FRAMINGS
+    @DIRECTIONS
+    async def test_the_sender_stalls(self, served, direction, framing):
+        upstream, proxy = served
+        await warm_up(upstream, proxy)
+        rss = proxy.rss()
+        downstream, sender = await START[direction](upstream, proxy, framing)
+        await until(sender.stalled, "the sender was held back")
+        assert sender.sent < HELD + KERNEL
+        assert proxy.rss() - rss < 4 * MIB
+        await sender.stop()
+        downstream.close()
+
+    @DIRECTIONS
+    async def test_a_hundred_cost_little_and_go_without_a_trace(self, served, direction):
+        upstream, proxy = served
+        await warm_up(upstream, proxy)
+        await until(lambda: len(upstream.connections) == 1, "one connection")
+        rss, fds = proxy.rss(), proxy.fds()
+        pairs = [await START[direction](upstream, proxy, ("chunked", "length")[n % 2]) for n in range(100)]
+        await until(lambda: all(sender.stalled() for _, sender in pairs), "all senders were held back", 10)
+        assert proxy.rss() - rss < 64 * MIB
+        # Others do not notice.
+        async with await Downstream.connect(proxy.port) as other:
+            started = monotonic()
+            await other.request("GET", "/other")
+            conn, _ = await upstream.request()
+            await conn.respond(200, [("Connection", "close")], b"other")
+            assert (await other.read_response()).body == b"other"
+            assert monotonic() - started < 0.5
+            conn.close()
+        # They leave: what they held is given back. malloc may keep some of it.
+        for _, sender in pairs:
+            await sender.stop()
+        for downstream, _ in pairs:
+            downstream.reset()
+        # An upstream that never reads could not see the end either.
+        for conn in upstream.connections:
+            if direction == "upload":
+                conn.close()
+        await until(lambda: proxy.fds() <= fds, "the descriptors came back", 2)
+        assert proxy.rss() - rss < 48 * MIB
+
+
+class TestSlowReader:
+    """BP-02, BP-05, BP-12: what a slow reader reads in the end is equal, however often it made the sender wait."""
+
+    async def test_a_download_that_pauses_often_arrives_equal(self, served):
+        upstream, proxy = served
+        size = 16 * MIB
+        downstream = await Downstream.connect(proxy.port, receive_buffer=65_536)
+        await downstream.request("GET", "/x")
+        conn, _ = await upstream.request()
+        body = os.urandom(MIB) * (size // MIB)
+        sending = asyncio.ensure_future(conn.respond(200, body=body))
+        await downstream.read_head()
+        digest, left, number = hashlib.sha256(), size, 0
+        while left:
+            data = await downstream.read_body(min(left, 65_536))
+            digest.update(data)
+            left -= len(data)
+            number += 1
+            if number % 8 == 0:
+                # Long enough for everything between to fill.
+                await asyncio.sleep(0.01)
+        await sending
+        assert digest.digest() == hashlib.sha256(body).digest()
+        downstream.close()
+
+    @FRAMINGS
+    async def test_an_upload_whose_reader_pauses_often_arrives_equal(self, served, framing):
+        upstream, proxy = served
+        size = 16 * MIB
+        downstream = await Downstream.connect(proxy.port)
+        body = os.urandom(MIB) * (size // MIB)
+        headers = [("Transfer-Encoding", "chunked")] if framing == "chunked" else [("Content-Length", str(size))]
+        pieces = b"".join(chunk(body[i : i + MIB // 3]) for i in range(0, size, MIB // 3)) + b"0\r\n\r\n"
+        sent = body if framing == "length" else pieces
+        sending = asyncio.ensure_future(downstream.request("POST", "/x", headers, sent))
+        conn = await upstream.accept()
+        await conn.read_head()
+        digest, left, number = hashlib.sha256(), size, 0
+        while left:
+            data = await conn.read_body(min(left, 65_536))
+            digest.update(data)
+            left -= len(data)
+            number += 1
+            if number % 8 == 0:
+                await asyncio.sleep(0.01)
+        assert await conn.read_body() == b""
+        await sending
+        assert digest.digest() == hashlib.sha256(body).digest()
+        await conn.respond(204)
+        assert (await downstream.read_response()).status == 204
+        downstream.close()
+
+    async def test_after_a_long_stall_the_rest_arrives(self, served):
+        upstream, proxy = served
+        downstream = await Downstream.connect(proxy.port, receive_buffer=262_144)
+        await downstream.request("GET", "/x")
+        conn, _ = await upstream.request()
+        body = os.urandom(MIB) * 32
+        await conn.send_head(200, [("Content-Length", str(len(body)))])
+        sending = asyncio.ensure_future(conn.send(body))
+        await downstream.read_head()
+        await asyncio.sleep(0.5)
+        assert not sending.done()
+        digest, left = hashlib.sha256(), len(body)
+        while left:
+            data = await downstream.read_some(MIB)
+            assert data
+            digest.update(data)
+            left -= len(data)
+        await sending
+        assert digest.digest() == hashlib.sha256(body).digest()
+        downstream.close()
+
+
+class TestLargeBodies:
+    """BP-11: no size is a limit, and memory does not grow with it."""
+
+    @pytest.mark.parametrize(
+        "size",
+        [
+            256 * MIB,
+            pytest.param(
+                LARGE * 1024 * MIB,
+                marks=pytest.mark.skipif(not LARGE, reason="TORNADO_PROXY_LARGE=5 sends 5 GB each way"),
+            ),
+        ],
+        ids=["256M", "large"],
+    )
+    @DIRECTIONS
+    async def test_every_byte_arrives(self, served, direction, size):
+        upstream, proxy = served
+        upstream.timeout = 5 + size / MIB
+        await warm_up(upstream, proxy)
+        rss = proxy.rss()
+        downstream = await Downstream.connect(proxy.port)
+        if direction == "download":
+            await downstream.request("GET", "/x")
+            conn, _ = await upstream.request()
+            await conn.send_head(200, [("Content-Length", str(size))])
+            await downstream.read_head()
+            source, sink = conn, downstream
+        else:
+            await downstream.send(f"PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n".encode())
+            conn = await upstream.accept()
+            assert (await conn.read_head()).content_length == size
+            source, sink = downstream, conn
+        block = os.urandom(MIB)
+
+        async def send() -> None:
+            for _ in range(size // MIB):
+                await source.send(block)
+
+        sending = asyncio.ensure_future(send())
+        peak = received = 0
+        loop = asyncio.get_running_loop()
+        buffer = memoryview(bytearray(MIB))
+        while received < size:
+            # Each byte stands where it belongs: the body is one block, repeated.
+            offset = received % MIB
+            count = await asyncio.wait_for(loop.sock_recv_into(sink.sock, buffer[offset:]), 5)
+            assert count
+            assert buffer[offset : offset + count] == block[offset : offset + count]
+            if offset + count == MIB and received // MIB % 16 == 0:
+                peak = max(peak, proxy.rss())
+            received += count
+        await sending
+        assert received == size
+        assert peak - rss < 8 * MIB
+        if direction == "upload":
+            await conn.respond(204)
+            assert (await downstream.read_response()).status == 204
+        downstream.close()

@@ -1,0 +1,305 @@
+"""Each time limit cuts what it is for, names the side that was slow, and leaves everything else alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+
+import pytest
+
+from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, until, upload_head
+from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk
+from tornado_proxy import forwarder
+from tornado_proxy.messages import Outcome
+
+LIMIT = 0.3
+# Seconds that the loop may be late.
+LATE = 2.0
+
+
+class Elapsed:
+    """That the block took at least the limit, and not much more."""
+
+    def __init__(self, limit: float = LIMIT) -> None:
+        self.limit = limit
+
+    def __enter__(self) -> None:
+        self.started = monotonic()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            # A timer may be early by the clock's resolution.
+            assert self.limit - 0.02 <= monotonic() - self.started < self.limit + LATE
+
+
+def is_timeout(outcome: Outcome, side: str, phase: str, kind: str | None = None) -> None:
+    assert (outcome.side, outcome.phase) == (side, phase)
+    assert type(outcome.error).__name__ == kind or (kind is None and "Timeout" in type(outcome.error).__name__)
+    assert forwarder.active_exchanges() == 0
+
+
+class TestConnectTimeout:
+    """TO-07: an upstream that does not accept connections is given up after connect_timeout."""
+
+    async def test_a_full_backlog_is_given_up(self, proxy, expect_log):
+        expect_log("upstream")
+        full = []
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            address = listener.getsockname()
+            try:
+                # Fill the backlog until one more connection does not get through.
+                for _ in range(10):
+                    sock = socket.socket()
+                    sock.setblocking(False)
+                    full.append(sock)
+                    try:
+                        async with asyncio.timeout(0.2):
+                            await asyncio.get_running_loop().sock_connect(sock, address)
+                    except TimeoutError:
+                        break
+                else:
+                    pytest.skip("this system accepts connections beyond the backlog")
+                running = await proxy(f"http://127.0.0.1:{address[1]}", connect_timeout=LIMIT, retries=0)
+                with Elapsed():
+                    response = await running.get("/x")
+                assert response.status == 504
+                is_timeout(await running.next_outcome(), "upstream", "connect", "ConnectTimeout")
+            finally:
+                for sock in full:
+                    sock.close()
+
+    async def test_a_request_that_waits_for_a_free_client_is_given_up(self, proxy, upstream, expect_log):
+        expect_log("busy")
+        running = await proxy(upstream.url, connect_timeout=LIMIT, client_options={"max_clients": 1}, retries=0)
+        first = await running.ask("GET", "/first")
+        conn, _ = await upstream.request()
+        with Elapsed():
+            response = await running.get("/second")
+        assert response.status == 503
+        assert response.has("Retry-After")
+        await conn.respond(200, body=b"first")
+        assert (await first.read_response()).body == b"first"
+        assert upstream.accepted == 1
+
+
+class TestResponseTimeout:
+    """TO-05: an upstream that accepts and does not answer costs a 504, and its connection."""
+
+    @pytest.mark.parametrize("mode", ["stream", "buffer"])
+    @pytest.mark.parametrize("body", [None, b"hello"])
+    async def test_no_answer_is_a_504(self, proxy, upstream, expect_log, mode, body):
+        expect_log("no answer within 0.3 s")
+        running = await proxy(upstream.url, response_timeout=LIMIT, response_mode=mode)
+        with Elapsed():
+            downstream = await running.ask("POST" if body else "GET", "/x", body=body)
+            conn, _ = await upstream.request()
+            response = await downstream.read_response()
+        assert (response.status, response.complete) == (504, True)
+        await conn.closed()
+        is_timeout(await running.next_outcome(), "upstream", "head", "UpstreamTimeout")
+        assert upstream.accepted == 1
+        # The downstream's connection is fine.
+        await downstream.request("GET", "/next")
+        conn, _ = await upstream.request()
+        await conn.respond(200, body=b"next")
+        assert (await downstream.read_response()).body == b"next"
+
+    async def test_half_a_head_is_no_answer(self, proxy, upstream, expect_log):
+        expect_log("no answer within")
+        running = await proxy(upstream.url, response_timeout=LIMIT)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send(b"HTTP/1.1 200 OK\r\nX-One: 1\r\n")
+        assert (await downstream.read_response()).status == 504
+        await conn.closed()
+
+    async def test_a_slow_upload_does_not_count(self, proxy, upstream):
+        running = await proxy(upstream.url, response_timeout=LIMIT)
+        downstream = await running.connect()
+        await downstream.send(upload_head("chunked"))
+        conn = await upstream.accept()
+        await conn.read_head()
+        started = monotonic()
+        while monotonic() - started < 2 * LIMIT:
+            await downstream.send(chunk(b"x"))
+            assert await conn.read_body(1) == b"x"
+            await asyncio.sleep(LIMIT / 5)
+        await downstream.send(LAST_CHUNK)
+        assert await conn.read_body() == b""
+        await conn.respond(200, body=b"ok")
+        assert (await downstream.read_response()).body == b"ok"
+
+    async def test_a_slow_body_does_not_count(self, proxy, upstream):
+        running = await proxy(upstream.url, response_timeout=LIMIT)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, [("Content-Length", "3")])
+        await downstream.read_head()
+        await asyncio.sleep(2 * LIMIT)
+        await conn.send(b"one")
+        assert await downstream.read_body() == b"one"
+
+
+class TestIdleTimeout:
+    """TO-06, TO-08, TO-02: silence is cut; neither a trickle nor our own pause is silence."""
+
+    @pytest.mark.parametrize("framing", ["chunked", "length"])
+    async def test_a_silent_upstream_is_cut_in_the_body(self, proxy, upstream, expect_log, framing):
+        expect_log("no byte either way")
+        running = await proxy(upstream.url, idle_timeout=LIMIT)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        with Elapsed():
+            await conn.send_head(200, CHUNKED if framing == "chunked" else [("Content-Length", "9")])
+            await conn.send(piece(framing, b"one"))
+            response = await downstream.read_response()
+        assert (response.status, response.body, response.complete) == (200, b"one", False)
+        await conn.closed()
+        is_timeout(await running.next_outcome(), "upstream", "body", "UpstreamTimeout")
+
+    async def test_a_buffered_body_that_stops_is_a_504(self, proxy, upstream, expect_log):
+        expect_log("no byte either way")
+        running = await proxy(upstream.url, idle_timeout=LIMIT, response_mode="buffer")
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, CHUNKED)
+        await conn.send_chunk(b"one")
+        assert (await downstream.read_response()).status == 504
+        await conn.closed()
+
+    async def test_a_trickle_is_not_cut(self, proxy, upstream):
+        running = await proxy(upstream.url, idle_timeout=LIMIT)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, CHUNKED)
+        await downstream.read_head()
+        started = monotonic()
+        while monotonic() - started < 4 * LIMIT:
+            await conn.send_chunk(b"x")
+            assert await downstream.read_body(1) == b"x"
+            await asyncio.sleep(LIMIT / 5)
+        await conn.send_chunk(b"")
+        assert await downstream.read_body() == b""
+
+    async def test_our_own_pause_does_not_count(self, proxy, upstream):
+        running = await proxy(upstream.url, idle_timeout=LIMIT)
+        downstream = await running.connect(receive_buffer=4096)
+        await downstream.request("GET", "/x")
+        conn, _ = await upstream.request()
+        size = 16_000_000
+        sending = asyncio.ensure_future(conn.respond(200, body=b"x" * size))
+        await downstream.read_head()
+        # The downstream reads nothing; the upstream cannot send, which is not its fault.
+        await asyncio.sleep(3 * LIMIT)
+        assert not sending.done()
+        assert len(await downstream.read_body()) == size
+        await sending
+        assert (await running.next_outcome()).error is None
+
+    @pytest.mark.parametrize("framing", ["chunked", "length"])
+    async def test_an_upload_that_stops_is_cut(self, proxy, upstream, framing):
+        running = await proxy(upstream.url, idle_timeout=LIMIT)
+        downstream = await running.connect()
+        with Elapsed():
+            await downstream.send(upload_head(framing) + piece(framing, b"one"))
+            conn = await upstream.accept()
+            await conn.read_head()
+            assert await conn.read_body(3) == b"one"
+            response = await downstream.read_response()
+        assert response.status == 408
+        await conn.closed()
+        is_timeout(await running.next_outcome(), "downstream", "send", "DownstreamTimeout")
+
+    async def test_an_upstream_that_stops_reading_the_upload_is_cut(self, proxy, upstream, expect_log):
+        expect_log("took no byte")
+        running = await proxy(upstream.url, idle_timeout=LIMIT)
+        downstream = await running.connect()
+        await downstream.send(upload_head("length"))
+        conn = await upstream.accept()
+        await conn.read_head()
+        stalled = send_until_stalled(downstream.sock, PIECE)
+        await until(lambda: stalled() or running.outcomes, "the upload stalled")
+        is_timeout(await running.next_outcome(), "upstream", "send", "UpstreamTimeout")
+        await conn.closed()
+
+
+class TestWriteTimeout:
+    """TO-03: a downstream that stops reading is cut, and the upstream let go."""
+
+    async def test_a_stalled_reader_is_cut(self, proxy, upstream):
+        running = await proxy(upstream.url, write_timeout=LIMIT)
+        downstream = await running.connect(receive_buffer=4096)
+        with Elapsed():
+            await downstream.request("GET", "/x")
+            conn, _ = await upstream.request()
+            await conn.send_head(200, [("Content-Length", str(10**9))])
+            stalled = send_until_stalled(conn.sock, PIECE)
+
+            def cut() -> bool:
+                try:
+                    stalled()
+                except ConnectionError:
+                    return True
+                return False
+
+            await until(cut, "the upstream was let go")
+        is_timeout(await running.next_outcome(), "downstream", "body", "DownstreamTimeout")
+
+    async def test_a_slow_reader_is_not_cut(self, proxy, upstream):
+        running = await proxy(upstream.url, write_timeout=LIMIT, buffer_size=65_536)
+        downstream = await running.connect(receive_buffer=65_536)
+        await downstream.request("GET", "/x")
+        conn, _ = await upstream.request()
+        size = 8_000_000
+        sending = asyncio.ensure_future(conn.respond(200, body=b"x" * size))
+        await downstream.read_head()
+        started = monotonic()
+        left = size
+        while monotonic() - started < 4 * LIMIT:
+            left -= len(await downstream.read_body(100_000))
+            await asyncio.sleep(LIMIT / 10)
+        assert len(await downstream.read_body()) == left
+        await sending
+        assert (await running.next_outcome()).error is None
+
+
+class TestTotalTimeout:
+    """TO-09: the whole exchange is cut at its deadline, whatever its progress."""
+
+    async def test_before_the_head_it_is_a_504(self, proxy, upstream, expect_log):
+        expect_log("more than 0.3 s")
+        running = await proxy(upstream.url, total_timeout=LIMIT)
+        with Elapsed():
+            downstream = await running.ask("GET", "/x")
+            conn, _ = await upstream.request()
+            assert (await downstream.read_response()).status == 504
+        await conn.closed()
+
+    async def test_a_body_that_goes_on_is_cut(self, proxy, upstream, expect_log):
+        expect_log("more than 0.3 s")
+        running = await proxy(upstream.url, total_timeout=LIMIT)
+        with Elapsed():
+            downstream = await running.ask("GET", "/x")
+            conn, _ = await upstream.request()
+            await conn.send_head(200, CHUNKED)
+            deadline = monotonic() + TIMEOUT
+            while not downstream.is_closed_by_other():
+                assert monotonic() < deadline
+                if not conn.is_closed_by_other():
+                    await conn.send_chunk(b"x")
+                await asyncio.sleep(0.02)
+        response = await downstream.read_response()
+        assert (response.status, response.complete) == (200, False)
+        is_timeout(await running.next_outcome(), "upstream", "body", "UpstreamTimeout")
+
+    async def test_one_that_ends_in_time_is_left_alone(self, proxy, echo):
+        running = await proxy(echo.url, total_timeout=LIMIT)
+        downstream = await running.connect()
+        for _ in range(3):
+            assert (await downstream.exchange("GET", "/x")).status == 200
+            await asyncio.sleep(LIMIT / 2)
+        # Idle between requests is not of any exchange.
+        assert (await downstream.exchange("GET", "/x")).status == 200
