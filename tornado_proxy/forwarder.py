@@ -61,7 +61,7 @@ from tornado_proxy.headers import (
     add_via,
     add_x_forwarded,
     body_changed,
-    end_to_end,
+    remove_hop_by_hop,
     request_headers,
     rewrite_location,
     rewrite_refresh,
@@ -82,6 +82,7 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 _MAX_PASSES = 5
 
 _CONTENT_LENGTH = frozenset({"Content-Length"})
+_NOTHING: frozenset[str] = frozenset()
 
 _exchanges: set[Exchange] = set()
 _waiters: list[asyncio.Future[None]] = []
@@ -300,11 +301,13 @@ class Exchange:
             return
         # (6) Clean the head, then the user's word on it.
         length = self._clean_head(response)
-        await _awaited(downstream.handle_status(response))
+        if (answering := downstream.handle_status(response)) is not None:
+            await _awaited(answering)
         if not downstream.answered:
             if self.options.response_mode is ResponseMode.BUFFER and self._may_have_body(response):
                 await response.read()
-            await _awaited(downstream.rewrite_response(response))
+            if (rewriting := downstream.rewrite_response(response)) is not None:
+                await _awaited(rewriting)
         if downstream.answered:
             self.outcome.status = downstream.get_status()
             response.abort()
@@ -324,7 +327,8 @@ class Exchange:
             # (3) Build what we shall send.
             self._request = request = self._build_request(upstream)
             # (4) The user's last word.
-            await _awaited(self.downstream.rewrite_request(request))
+            if (rewriting := self.downstream.rewrite_request(request)) is not None:
+                await _awaited(rewriting)
             if self.downstream.answered:
                 self.outcome.status = self.downstream.get_status()
                 return None
@@ -346,7 +350,9 @@ class Exchange:
             raise LoopDetected(f"request came through {options.via} {_MAX_PASSES} times")
 
     async def _choose_upstream(self) -> UpstreamURL | None:
-        chosen = await _awaited(self.downstream.choose_upstream())
+        chosen = self.downstream.choose_upstream()
+        if not isinstance(chosen, str):
+            chosen = await _awaited(chosen)
         if self.downstream.answered:
             self.outcome.status = self.downstream.get_status()
             return None
@@ -456,7 +462,8 @@ class Exchange:
             )
         length = response_length(response.headers)
         drop_length = response.status == 204 or length is None
-        response.headers = headers = end_to_end(response.headers, _CONTENT_LENGTH if drop_length else frozenset())
+        headers = response.headers
+        remove_hop_by_hop(headers, _CONTENT_LENGTH if drop_length else _NOTHING)
         if length is not None and not drop_length:
             headers["Content-Length"] = str(length)
         if options.normalize_headers is not None:
@@ -527,9 +534,10 @@ class Exchange:
         self.outcome.status = response.status
         written = downstream.send_head(response, mode, chunk)
         self.outcome.bytes_down += len(chunk)
-        await self._wait_for_drain(written)
+        if not _drained(written):
+            await self._drain(written)
         # (8) Each chunk as it comes.
-        while not whole:
+        while not (whole or stream.exhausted):
             chunk = await stream.read()
             if not chunk:
                 break
@@ -539,15 +547,14 @@ class Exchange:
                     continue
             written = downstream.send_chunk(chunk)
             self.outcome.bytes_down += len(chunk)
-            await self._wait_for_drain(written)
+            if not _drained(written):
+                await self._drain(written)
         written = downstream.send_end()
-        await self._wait_for_drain(written)
+        if not _drained(written):
+            await self._drain(written)
 
-    async def _wait_for_drain(self, written: asyncio.Future[None]) -> None:
-        if written.done() or not self.downstream.unsent():
-            # Raises when the downstream's connection is closed already.
-            if written.done():
-                written.result()
+    async def _drain(self, written: asyncio.Future[None]) -> None:
+        if not self.downstream.unsent():
             return
         self._watchdog.write_blocked()
         await written
@@ -633,16 +640,23 @@ class Exchange:
 
 async def _told(downstream: Downstream, outcome: Outcome) -> None:
     try:
-        await _awaited(downstream.on_done(outcome))
+        if (telling := downstream.on_done(outcome)) is not None:
+            await _awaited(telling)
     except Exception:
         log.exception("on_done raised")
 
 
 async def _awaited(result: Any) -> Any:
     """Return what a hook returned, sync or async."""
-    if result is not None and isawaitable(result):
-        return await result
-    return result
+    return await result if isawaitable(result) else result
+
+
+def _drained(written: asyncio.Future[None]) -> bool:
+    """Return whether a write is through. Raises when the downstream's connection is closed."""
+    if not written.done():
+        return False
+    written.result()
+    return True
 
 
 def _normalized(function: Any, headers: HTTPHeaders) -> HTTPHeaders:

@@ -1,18 +1,15 @@
 """ProxyHandler: Tornado's side of an exchange, and the nine hooks.
 
-Here, and nowhere else, stands what depends on the inside of Tornado's server; each such place says on what.
+What depends on the inside of Tornado's ``RequestHandler`` stands here and says so; for the server's connection that is
+`connections`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import select
-import socket
-import struct
-import sys
-import termios
 from collections.abc import Awaitable
+from email.utils import formatdate
+from time import time
 from typing import Any
 
 from tornado.concurrent import Future
@@ -21,10 +18,10 @@ from tornado.routing import PathMatches, RuleRouter
 from tornado.web import RequestHandler, stream_request_body
 
 from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
+from tornado_proxy.connections import server_connection
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError
 from tornado_proxy.forwarder import Exchange, Inbound, refuse
 from tornado_proxy.framing import request_framing
-from tornado_proxy.lingering import close_after_response, linger
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import HeadersMode, OptionError, ProxyOptions
 from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
@@ -44,10 +41,8 @@ HOOKS = (
 # Seconds, for clients that heed Retry-After.
 _RETRY_AFTER = "1"
 
-_NO_LIMIT = 2**63 - 1
-
-# What RequestHandler.clear() sets; see send_head.
-_TORNADO_HEADERS = ("Content-Type", "Date")
+# Of Tornado's default headers, those that an answer of our own needs; see _merged.
+_CONTENT_TYPE = "text/html; charset=UTF-8"
 
 
 class _AnyMethod:
@@ -90,6 +85,7 @@ class ProxyHandler(RequestHandler):
                 self._option_error = exc
         self.mount_prefix = prefix
         self._exchange: Exchange | None = None
+        self._connection = server_connection(self.request.connection)
         # The connection was closed by us, or has gone; nothing can be sent.
         self._aborted = False
 
@@ -160,7 +156,7 @@ class ProxyHandler(RequestHandler):
         client = shared_client(options.client or settings_client or DEFAULT_CLIENT, options.client_options)
         self._exchange = exchange = Exchange(self, options, client, inbound)
         if self._stream_request_body:
-            self._receive_body()
+            self._receive_body(exchange.upload is not None)
         await exchange.run()
 
     def _judge(self) -> Inbound:
@@ -186,18 +182,17 @@ class ProxyHandler(RequestHandler):
             return prefix, target.path if tail is None else tail
         return _matched_tail(self, target.path)
 
-    def _receive_body(self) -> None:
+    def _receive_body(self, has_body: bool) -> None:
         """Let the body come while the exchange runs.
 
         Tornado reads it only once ``prepare`` is done, which it knows by this future; so the future is resolved early,
-        and then forgotten, because ``RequestHandler._execute`` would resolve it again.
+        and then forgotten, because ``RequestHandler._execute`` would resolve it again. Without a body too: from then on
+        the server notices when the downstream leaves.
         """
-        assert self._exchange is not None
-        connection: Any = self.request.connection
-        connection.set_max_body_size(_NO_LIMIT)
-        linger(connection)
-        body: Future[None] = self.request._body_future
-        body.add_done_callback(self._on_body_end)
+        self._connection.begin_body(has_body)
+        if has_body:
+            body: Future[None] = self.request._body_future
+            body.add_done_callback(self._on_body_end)
         prepared: Future[None] = self._prepared_future  # type: ignore[assignment]
         self._prepared_future = None
         if not prepared.done():
@@ -219,12 +214,14 @@ class ProxyHandler(RequestHandler):
             self._exchange.downstream_closed()
 
     def clear(self) -> None:
-        super().clear()
-        # Which software stands here is nobody's business, in an error page either.
-        if self._headers.get("Server", "").startswith("TornadoServer/"):
-            del self._headers["Server"]
-        # So that send_head can tell what Tornado set from what the user did.
-        self._defaults = [(name, self._headers.get(name)) for name in _TORNADO_HEADERS]
+        """Reset headers and content, as Tornado does. Which software stands here is nobody's business."""
+        self._headers = HTTPHeaders()
+        self._headers["Content-Type"] = _CONTENT_TYPE
+        self._headers["Date"] = self._date = _http_date(int(time()))
+        self.set_default_headers()
+        self._write_buffer = []
+        self._status_code = 200
+        self._reason = "OK"
 
     def finish(self, chunk: Any = None) -> Future[None]:
         """End the response; does nothing when it was cut off or the downstream has gone."""
@@ -272,7 +269,7 @@ class ProxyHandler(RequestHandler):
         self._headers = self._merged(response.headers, mode)
         if "Content-Length" not in self._headers and self.request.version != "HTTP/1.1":
             # Tornado would keep the connection and the client wait for an end that never comes.
-            close_after_response(self.request.connection)
+            self._connection.close_after_response()
         if response.status == 206 or "no-transform" in self._headers.get("Cache-Control", ""):
             # compress_response would make nonsense of a range.
             self._transforms = []
@@ -291,7 +288,7 @@ class ProxyHandler(RequestHandler):
             self._retry_after = True
         if isinstance(error, BadRequest):
             # Where the framing is in doubt nobody knows where the next request begins.
-            close_after_response(self.request.connection)
+            self._connection.close_after_response()
         self.send_error(error.status_code, reason=_REASONS.get(error.status_code))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -300,50 +297,35 @@ class ProxyHandler(RequestHandler):
         super().write_error(status_code, **kwargs)
 
     def abort(self) -> None:
-        connection: Any = self.request.connection
-        if self._finished:
-            return
-        self._finished = self._aborted = True
-        # What was written goes out; then the end comes too early, which every framing shows but "until close".
-        stream = connection.stream
-        if stream is not None and not stream.closed():
-            if not connection._chunking_output and "Content-Length" not in self._headers:
-                _reset_on_close(stream)
-            stream.close()
-        self._log()
+        if not self._finished:
+            self._finished = self._aborted = True
+            self._connection.abort()
+            self._log()
 
     def gone(self) -> None:
         if not self._finished:
             self._finished = self._aborted = True
             if not self._headers_written:
                 self._status_code, self._reason = 499, _REASONS[499]
-            connection: Any = self.request.connection
-            if connection.stream is not None:
-                connection.stream.close()
+            self._connection.abort()
             self._log()
 
     def unsent(self) -> int:
-        # IOStream has no public count. writing() says whether, the two indexes how much is left.
-        stream = getattr(self.request.connection, "stream", None)
-        if stream is None or not stream.writing():
-            return 0
-        return int(stream._total_write_index - stream._total_write_done_index) + _unread_by_peer(stream.fileno()) or 1
+        return self._connection.unsent()
 
     def has_left(self) -> bool:
-        stream = getattr(self.request.connection, "stream", None)
-        if stream is None or stream.closed():
-            return True
-        poll = select.poll()
-        poll.register(stream.fileno(), _HANG_UP)
-        return bool(poll.poll(0))
+        return self._connection.has_left()
 
     def _merged(self, upstream: HTTPHeaders, mode: HeadersMode) -> HTTPHeaders:
-        """Return the upstream's headers joined with those set on the handler before, Tornado's own left out."""
+        """Return the upstream's headers joined with those set on the handler before, the defaults left out."""
         own = self._headers
-        for name, value in self._defaults:
-            # RFC 9110 section 6.6.1: a Date is added where the upstream sent none.
-            if own.get(name) == value and name in own and not (name == "Date" and name not in upstream):
-                del own[name]
+        # RFC 9110 section 6.6.1: a Date is added where the upstream sent none.
+        if own.get("Date") == self._date:
+            del own["Date"]
+            if "Date" not in upstream:
+                upstream["Date"] = self._date
+        if own.get("Content-Type") == _CONTENT_TYPE:
+            del own["Content-Type"]
         if not own:
             return upstream
         merged = HTTPHeaders()
@@ -358,7 +340,10 @@ class ProxyHandler(RequestHandler):
         return merged
 
 
-_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+@functools.lru_cache(maxsize=2)
+def _http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
 
 _REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
 
@@ -366,18 +351,6 @@ _REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
 @functools.cache
 def _overridden(cls: Any, name: str) -> bool:
     return getattr(cls, name) is not getattr(ProxyHandler, name)
-
-
-def _unread_by_peer(fd: int) -> int:
-    """Return what the kernel holds for a slow reader (SIOCOUTQ, tcp(7)): megabytes, before a write gets through."""
-    count = bytearray(4)
-    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    return int.from_bytes(count, sys.byteorder)
-
-
-def _reset_on_close(stream: Any) -> None:
-    """Make the end of a body that only the connection's end delimits an error for its reader."""
-    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 # Options in Tornado's spelling come unchecked with each request. The values are kept, so that no id is used twice.

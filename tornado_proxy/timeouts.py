@@ -8,6 +8,9 @@ Which limit applies follows from whom the exchange is waiting for, so that nobod
 4. the body is coming: ``idle_timeout`` without a byte either way.
 
 ``total_timeout`` applies always. Times are the loop's, which is monotonic: a clock that is set does not matter.
+
+Most exchanges are over in milliseconds, long before any limit. So a watchdog begins in a nursery, and gets a timer of
+its own only when a look at the nursery, a tenth of a second later, finds it still there.
 """
 
 from __future__ import annotations
@@ -25,8 +28,55 @@ from tornado_proxy.options import ProxyOptions
 _LOOK = 0.5
 
 
+# Seconds that a watchdog stays in the nursery at most; a limit below that is kept that much too late.
+_GROWING_UP = 0.1
+
+
+class _Nursery:
+    """The watchdogs of one loop that have no timer yet."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.young: set[Watchdog] = set()
+        self._looking = False
+
+    def take(self, watchdog: Watchdog) -> None:
+        self.young.add(watchdog)
+        if not self._looking:
+            self._looking = True
+            self.loop.call_later(_GROWING_UP, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        grown, self.young = self.young, set()
+        for watchdog in grown:
+            watchdog.grow_up()
+
+
+# That of the loop that asked last; another loop begins one of its own, and the old one ends with its last look.
+_nursery: _Nursery | None = None
+
+
 class Watchdog:
     """Calls ``on_timeout(error)``, once, when the exchange has waited too long. Owned and stopped by the exchange."""
+
+    __slots__ = (
+        "_blocked_since",
+        "_has_left",
+        "_last_unsent",
+        "_loop",
+        "_nursery",
+        "_on_timeout",
+        "_options",
+        "_sent_at",
+        "_started",
+        "_timer",
+        "_unsent",
+        "response",
+        "sending",
+        "upload",
+        "upstream",
+    )
 
     def __init__(
         self,
@@ -43,6 +93,7 @@ class Watchdog:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._nursery: _Nursery | None = None
         # What is waited for; the exchange sets these.
         self.upload: BodyPipe | None = None
         self.response: UpstreamResponse | None = None
@@ -59,7 +110,10 @@ class Watchdog:
         self.upstream = upstream
         self.sending = True
         self._sent_at = self._loop.time()
-        self._arm()
+        if self._nursery is None:
+            self._enter_nursery()
+        else:
+            self._arm()
 
     def upload_blocked(self) -> None:
         """The upstream does not take the body as fast as it comes, so nobody reads from the downstream."""
@@ -83,17 +137,35 @@ class Watchdog:
         self._blocked_since = None
         self._sent_at = self._loop.time()
 
+    def grow_up(self) -> None:
+        """Get a timer of its own."""
+        self._arm()
+
     def stop(self) -> None:
+        if self._nursery is not None:
+            self._nursery.young.discard(self)
+        self._cancel_timer()
+
+    def _enter_nursery(self) -> None:
+        global _nursery
+        if _nursery is None or _nursery.loop is not self._loop:
+            _nursery = _Nursery(self._loop)
+        self._nursery = _nursery
+        _nursery.take(self)
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _arm(self) -> None:
+        if self._nursery is not None and self in self._nursery.young:
+            return
         deadline = self._deadline()
         if deadline is None:
             return
         if self._timer is None or self._timer.when() > deadline[0]:
-            self.stop()
+            self._cancel_timer()
             self._timer = self._loop.call_at(deadline[0], self._look)
 
     def _look(self) -> None:

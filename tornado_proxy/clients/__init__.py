@@ -47,7 +47,7 @@ def shared_client(client: str | type[HTTPClient] | HTTPClient, options: dict[str
     if isinstance(client, HTTPClient):
         return client
     clients = _shared.setdefault(asyncio.get_running_loop(), {})
-    key = (client, repr(sorted(options.items())))
+    key = (client, repr(sorted(options.items()))) if options else client
     found = clients.get(key)
     if found is None:
         found = clients[key] = client_class(client)(**options)

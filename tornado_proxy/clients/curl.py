@@ -18,20 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import select
-import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any
 
 import pycurl
 from tornado.curl_httpclient import CurlAsyncHTTPClient
 from tornado.httpclient import HTTPRequest
-from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from tornado_proxy.clients.base import HTTPClient
+from tornado_proxy.clients.curl_options import CurlOptions
+from tornado_proxy.clients.sockets import SocketWatch
 from tornado_proxy.errors import (
     ConnectError,
     ConnectTimeout,
@@ -44,12 +41,13 @@ from tornado_proxy.errors import (
     UpstreamError,
 )
 from tornado_proxy.flow import BodyPipe
+from tornado_proxy.headers import parse_fields
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.urls import split_url
 
 log = logging.getLogger(__name__)
 
-HTTP_VERSIONS = {
+_HTTP_VERSIONS = {
     "1.1": pycurl.CURL_HTTP_VERSION_1_1,
     "2": pycurl.CURL_HTTP_VERSION_2TLS,
     "2-prior-knowledge": pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE,
@@ -58,8 +56,6 @@ HTTP_VERSIONS = {
 
 # Seconds; libcurl takes 0 for "five minutes".
 _FOREVER = 1_000_000
-
-_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
 # Interim responses that one answer may have; libcurl itself takes thousands.
 _MAX_INTERIM = 20
@@ -92,57 +88,6 @@ _ERRORS: dict[int, tuple[type[ProxyError], Phase | None]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurlOptions:
-    """What ``client_options`` may say to the curl client. A client is shared by all mounts whose options are equal."""
-
-    # Verify the upstream's certificate and that it is for the URL's host. Switching it off lets anyone on the way
-    # read and change the traffic.
-    validate_cert: bool = True
-    # File with the certificates to trust; None is libcurl's own store.
-    ca_certs: str | None = None
-    # Our certificate and its key, PEM files.
-    client_cert: str | None = None
-    client_key: str | None = None
-    # "1.1", "2" (over TLS), "2-prior-knowledge", "3".
-    http_version: str = "1.1"
-    # Connect to this unix-domain socket in place of the URL's host.
-    unix_socket: str | None = None
-    # Transfers at a time; later ones wait for at most connect_timeout, then fail with 503. None is no limit.
-    max_clients: int | None = None
-    # Idle connections kept, all upstreams together, and for how many seconds. Keep the latter below the upstream's own
-    # keep-alive time: a connection that dies as it is reused costs a retry, or an error where a retry is not safe.
-    max_idle_connections: int = 256
-    max_idle_seconds: int = 60
-    # Seconds that a resolved name is kept.
-    dns_cache_seconds: int = 60
-
-    def __post_init__(self) -> None:
-        if self.http_version not in HTTP_VERSIONS:
-            raise ValueError(f"http_version {self.http_version!r} is unknown; write one of {', '.join(HTTP_VERSIONS)}")
-        for name in ("ca_certs", "client_cert", "client_key"):
-            path = getattr(self, name)
-            if path is not None and not os.access(path, os.R_OK):
-                raise ValueError(f"{name} {path!r} cannot be read; write the path of a PEM file")
-        if not isinstance(self.validate_cert, bool):
-            raise ValueError(f"validate_cert {self.validate_cert!r} is not a bool; write True or False")
-        for name in ("max_clients", "max_idle_connections", "max_idle_seconds", "dns_cache_seconds"):
-            number = getattr(self, name)
-            if name == "max_clients" and number is None:
-                continue
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name} {number!r} is not a positive whole number; write one such as 100")
-
-    @classmethod
-    def parse(cls, given: dict[str, Any]) -> CurlOptions:
-        """Return the options that ``given`` says. Raises ``ValueError`` with the name and the cure."""
-        known = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in known:
-                raise ValueError(f"{name!r} is not known to the curl client; it knows {', '.join(known)}")
-        return cls(**given)
-
-
 class CurlRequest(HTTPRequest):
     """Tornado's request, with what it cannot say: a raw target, a streamed upload, a transfer in progress.
 
@@ -154,6 +99,7 @@ class CurlRequest(HTTPRequest):
         super().__init__(
             origin + "/",
             method=request.method,
+            headers=request.headers,
             connect_timeout=request.connect_timeout or _FOREVER,
             request_timeout=0,
             follow_redirects=False,
@@ -247,7 +193,7 @@ class _Transfer:
         self._sends += 1
         if self._sends > 1:
             return int(pycurl.PREREQFUNC_ABORT)
-        if self._driver.is_quiet(local_port):
+        if self._driver.sockets.is_quiet(local_port):
             return int(pycurl.PREREQFUNC_OK)
         self.error = UpstreamClosed(
             f"upstream {self.origin} closed a kept-alive connection", phase=Phase.CONNECT, upstream=self.origin
@@ -268,7 +214,7 @@ class _Transfer:
         lines, self._lines = self._lines, []
         try:
             return self._take_head(lines)
-        except (HTTPInputError, ValueError) as exc:
+        except ValueError as exc:
             return self._refuse(f"sent an invalid head: {exc}")
 
     def on_chunk(self, chunk: bytes) -> int | None:
@@ -305,12 +251,8 @@ class _Transfer:
         if not 200 <= status < 600:
             # libcurl takes an unasked 101 for a final response and what follows for its body.
             return self._refuse(f"answered with status {status}")
-        headers = HTTPHeaders()
-        for line in lines[1:]:
-            name, _, value = line.decode("latin-1").partition(":")
-            headers.add(name, value.strip(" \t\r\n"))
         self.response = UpstreamResponse(
-            status, reason, headers, self.stream, self.origin, version=version, on_abort=self.cancel
+            status, reason, parse_fields(lines[1:]), self.stream, self.origin, version=version, on_abort=self.cancel
         )
         if not self.head.done():
             self.head.set_result(self.response)
@@ -413,19 +355,11 @@ class CurlDriver(CurlAsyncHTTPClient):
         self.loop = asyncio.get_running_loop()
         # Handles that are free, the most recently used last; transfers under way; transfers that wait for a handle.
         self._idle: list[pycurl.Curl] = []
+        # What _set_up last told each handle.
+        self._basics: dict[pycurl.Curl, tuple[object, ...]] = {}
         self._active: dict[pycurl.Curl, _Transfer] = {}
         self._queue: deque[CurlRequest] = deque()
-        # libcurl's sockets are watched in an epoll of their own, and that one by the loop: the loop's books about a
-        # socket would be wrong as soon as libcurl closes it, and cost more than the system calls.
-        self._epoll = select.epoll()
-        self.loop.add_reader(self._epoll.fileno(), self._on_ready)
-        # Sockets that libcurl wants watched now; others may still be in the epoll, idle.
-        self._watched: set[int] = set()
-        # Sockets that became readable while they were idle.
-        self._noisy: set[int] = set()
-        # The socket of each local port, and back, as of when it was new.
-        self._sockets: dict[int, int] = {}
-        self._ports: dict[int, int] = {}
+        self.sockets = SocketWatch(self.loop, self._on_ready)
         # When libcurl wants to be driven, in loop time, and the timer that will do it (at that time or before).
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -450,8 +384,7 @@ class CurlDriver(CurlAsyncHTTPClient):
             curl.close()
         self._idle.clear()
         super().close()
-        self.loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+        self.sockets.close()
 
     def fetch_impl(self, request: HTTPRequest, callback: Callable[..., None]) -> None:
         """Refuse Tornado's buffering ``fetch()``; this client streams, see :class:`CurlClient`."""
@@ -500,13 +433,11 @@ class CurlDriver(CurlAsyncHTTPClient):
 
     def _begin(self, request: CurlRequest) -> None:
         curl = self._idle.pop() if self._idle else self._new_handle()
-        transfer = request.transfer
-        _set_up(curl, request)
-        transfer.curl = curl
-        self._active[curl] = transfer
+        self._set_up(curl, request)
+        request.transfer.curl = curl
+        self._active[curl] = request.transfer
+        # libcurl asks to be driven at once, which then starts all that came in this turn of the loop.
         self._multi.add_handle(curl)
-        # The request leaves in this turn of the loop; libcurl would ask for the next.
-        self._drive_timeouts()
 
     def _release(self, curl: pycurl.Curl) -> None:
         self._multi.remove_handle(curl)
@@ -514,6 +445,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         if len(self._idle) < self.options.max_idle_connections:
             self._idle.append(curl)
         else:
+            del self._basics[curl]
             curl.close()
 
     # -- sockets and timers
@@ -521,64 +453,12 @@ class CurlDriver(CurlAsyncHTTPClient):
     def _handle_socket(self, event: int, fd: int, multi: pycurl.CurlMulti, data: object) -> None:
         """libcurl wants to know when ``fd`` is ready (CURLMOPT_SOCKETFUNCTION)."""
         if event == pycurl.POLL_REMOVE:
-            # Idle now, or about to be closed; the kernel forgets a closed socket by itself. An idle one stays: that
-            # saves two system calls for each request, and shows what comes unasked.
-            self._watched.discard(fd)
-            return
-        self._watched.add(fd)
-        mask = (select.EPOLLIN if event & pycurl.POLL_IN else 0) | (select.EPOLLOUT if event & pycurl.POLL_OUT else 0)
-        try:
-            self._epoll.modify(fd, mask)
-        except FileNotFoundError:
-            self._epoll.register(fd, mask)
-            self._noisy.discard(fd)
-            self._note_port(fd)
+            self.sockets.unwatch(fd)
+        else:
+            self.sockets.watch(fd, bool(event & pycurl.POLL_IN), bool(event & pycurl.POLL_OUT))
 
-    def _note_port(self, fd: int) -> None:
-        """Remember the local port of a new connection; see is_quiet."""
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError:
-            # libcurl watches other things than sockets too: its resolver's wake-up.
-            return
-        try:
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                self._sockets.pop(self._ports.pop(fd, 0), None)
-                port = sock.getsockname()[1]
-                self._sockets[port] = fd
-                self._ports[fd] = port
-        finally:
-            sock.detach()
-
-    def is_quiet(self, local_port: int) -> bool:
-        """Return whether nothing, not even the end, waits to be read on the connection with this local port.
-
-        A unix-domain socket has no port; libcurl's own look must do.
-        """
-        fd = self._sockets.get(local_port)
-        if fd is None:
-            return True
-        if fd in self._noisy:
-            return False
-        return not any(ready == fd and events & _READABLE for ready, events in self._epoll.poll(0))
-
-    def _on_ready(self) -> None:
-        """Some of the sockets are ready: drive each, then see which transfers have ended."""
-        for fd, events in self._epoll.poll(0):
-            if fd not in self._watched:
-                # Bytes or the end on an idle connection. libcurl, or is_quiet, finds that out before it is used again;
-                # until then we must not be woken for it over and over.
-                self._noisy.add(fd)
-                try:
-                    self._epoll.unregister(fd)
-                except OSError as exc:
-                    # Closed since, by what the sockets before it made libcurl do.
-                    log.debug("socket %d: %s", fd, exc)
-                continue
-            action = (pycurl.CSELECT_IN if events & _READABLE else 0) | (
-                pycurl.CSELECT_OUT if events & select.EPOLLOUT else 0
-            )
-            self._drive(fd, action)
+    def _on_ready(self, fd: int, readable: bool, writable: bool) -> None:
+        self._drive(fd, (pycurl.CSELECT_IN if readable else 0) | (pycurl.CSELECT_OUT if writable else 0))
 
     def _set_timeout(self, msecs: int) -> None:
         """libcurl wants to be driven in ``msecs`` (CURLMOPT_TIMERFUNCTION); -1 is never.
@@ -667,7 +547,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         # An answer without a status line is no answer.
         set_(pycurl.HTTP09_ALLOWED, 0)
         set_(pycurl.PATH_AS_IS, 1)
-        set_(pycurl.HTTP_VERSION, HTTP_VERSIONS[options.http_version])
+        set_(pycurl.HTTP_VERSION, _HTTP_VERSIONS[options.http_version])
         # Seconds; a stream may last for days. What is silent is ended by the forwarder.
         set_(pycurl.TIMEOUT_MS, 0)
         # Bytes for each callback. libcurl's own is 16 KiB; fewer and larger ones carry more a second, and this is still
@@ -689,37 +569,34 @@ class CurlDriver(CurlAsyncHTTPClient):
             set_(pycurl.UNIX_SOCKET_PATH, options.unix_socket)
         return curl
 
-
-def _set_up(curl: pycurl.Curl, request: CurlRequest) -> None:
-    """Set every option that differs between requests.
-
-    libcurl's method options also switch each other (NOBODY, UPLOAD and HTTPGET share one field), so exactly one of the
-    three is set, then the method's name, for each request.
-    """
-    set_ = curl.setopt
-    transfer = request.transfer
-    upload = request.upload
-    set_(pycurl.URL, request.url)
-    # The bytes of the target; libcurl would cut fragments and resolve dots in the URL's own path.
-    set_(pycurl.REQUEST_TARGET, request.target.encode("latin-1"))
-    set_(pycurl.HTTPHEADER, request.header_lines)
-    set_(pycurl.CONNECTTIMEOUT_MS, int(1000 * (request.connect_timeout or _FOREVER)))
-    set_(pycurl.FRESH_CONNECT, request.fresh)
-    set_(pycurl.PREREQFUNCTION, transfer.on_prereq)
-    set_(pycurl.HEADERFUNCTION, request.header_callback)
-    set_(pycurl.WRITEFUNCTION, request.streaming_callback)
-    if upload is None:
-        set_(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
-    else:
-        # Not POST: that would add a Content-Type of its own.
-        set_(pycurl.UPLOAD, 1)
-        length = len(upload) if isinstance(upload, bytes) else upload.length
-        set_(pycurl.INFILESIZE_LARGE, -1 if length is None else length)
-        if isinstance(upload, bytes):
-            set_(pycurl.READFUNCTION, _bytes_reader(upload))
-        else:
-            set_(pycurl.READFUNCTION, transfer.on_read)
-    set_(pycurl.CUSTOMREQUEST, request.method)
+    def _set_up(self, curl: pycurl.Curl, request: CurlRequest) -> None:
+        """Set every option that differs between requests."""
+        set_ = curl.setopt
+        upload, transfer = request.upload, request.transfer
+        basics = (request.url, request.method, upload is None, request.fresh, request.connect_timeout)
+        if self._basics.get(curl) != basics:
+            # Requests of one mount are mostly alike in these.
+            self._basics[curl] = basics
+            set_(pycurl.URL, request.url)
+            set_(pycurl.CONNECTTIMEOUT_MS, int(1000 * (request.connect_timeout or _FOREVER)))
+            set_(pycurl.FRESH_CONNECT, request.fresh)
+            # libcurl's method options switch each other (NOBODY, UPLOAD and HTTPGET share one field), so exactly one of
+            # the three is set, then the method's name. Not POST: that would add a Content-Type of its own.
+            if upload is not None:
+                set_(pycurl.UPLOAD, 1)
+            else:
+                set_(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
+            set_(pycurl.CUSTOMREQUEST, request.method)
+        # The bytes of the target; libcurl would cut fragments and resolve dots in the URL's own path.
+        set_(pycurl.REQUEST_TARGET, request.target.encode("latin-1"))
+        set_(pycurl.HTTPHEADER, request.header_lines)
+        set_(pycurl.PREREQFUNCTION, transfer.on_prereq)
+        set_(pycurl.HEADERFUNCTION, request.header_callback)
+        set_(pycurl.WRITEFUNCTION, request.streaming_callback)
+        if upload is not None:
+            length = len(upload) if isinstance(upload, bytes) else upload.length
+            set_(pycurl.INFILESIZE_LARGE, -1 if length is None else length)
+            set_(pycurl.READFUNCTION, _bytes_reader(upload) if isinstance(upload, bytes) else transfer.on_read)
 
 
 def _bytes_reader(body: bytes) -> Callable[[int], bytes]:

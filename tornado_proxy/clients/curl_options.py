@@ -1,0 +1,60 @@
+"""What ``client_options`` may say to the curl client."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+HTTP_VERSIONS = ("1.1", "2", "2-prior-knowledge", "3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurlOptions:
+    """What ``client_options`` may say to the curl client. A client is shared by all mounts whose options are equal."""
+
+    # Verify the upstream's certificate and that it is for the URL's host. Switching it off lets anyone on the way
+    # read and change the traffic.
+    validate_cert: bool = True
+    # File with the certificates to trust; None is libcurl's own store.
+    ca_certs: str | None = None
+    # Our certificate and its key, PEM files.
+    client_cert: str | None = None
+    client_key: str | None = None
+    # "1.1", "2" (over TLS), "2-prior-knowledge", "3".
+    http_version: str = "1.1"
+    # Connect to this unix-domain socket in place of the URL's host.
+    unix_socket: str | None = None
+    # Transfers at a time; later ones wait for at most connect_timeout, then fail with 503. None is no limit.
+    max_clients: int | None = None
+    # Idle connections kept, all upstreams together, and for how many seconds. Keep the latter below the upstream's own
+    # keep-alive time: a connection that dies as it is reused costs a retry, or an error where a retry is not safe.
+    max_idle_connections: int = 256
+    max_idle_seconds: int = 60
+    # Seconds that a resolved name is kept.
+    dns_cache_seconds: int = 60
+
+    def __post_init__(self) -> None:
+        if self.http_version not in HTTP_VERSIONS:
+            raise ValueError(f"http_version {self.http_version!r} is unknown; write one of {', '.join(HTTP_VERSIONS)}")
+        for name in ("ca_certs", "client_cert", "client_key"):
+            path = getattr(self, name)
+            if path is not None and not os.access(path, os.R_OK):
+                raise ValueError(f"{name} {path!r} cannot be read; write the path of a PEM file")
+        if not isinstance(self.validate_cert, bool):
+            raise ValueError(f"validate_cert {self.validate_cert!r} is not a bool; write True or False")
+        for name in ("max_clients", "max_idle_connections", "max_idle_seconds", "dns_cache_seconds"):
+            number = getattr(self, name)
+            if name == "max_clients" and number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} {number!r} is not a positive whole number; write one such as 100")
+
+    @classmethod
+    def parse(cls, given: dict[str, Any]) -> CurlOptions:
+        """Return the options that ``given`` says. Raises ``ValueError`` with the name and the cure."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{name!r} is not known to the curl client; it knows {', '.join(known)}")
+        return cls(**given)

@@ -1,0 +1,107 @@
+"""Which of a client's sockets are ready, and which idle ones have something to say.
+
+The sockets are watched in an epoll of their own, and that one by the loop: the loop's books about a socket would be
+wrong as soon as the client closes it, and cost more than the system calls. An idle socket stays in the epoll: that
+saves two system calls for each request, and shows what comes unasked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+_READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
+
+
+class SocketWatch:
+    """Calls ``on_ready(fd, readable, writable)`` from the loop for each watched socket that is ready."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_ready: Callable[[int, bool, bool], None]) -> None:
+        self._loop = loop
+        self._call = on_ready
+        self._epoll = select.epoll()
+        # Sockets that are wanted now; others may still be in the epoll, idle.
+        self._watched: set[int] = set()
+        # Sockets that became readable while they were idle.
+        self._noisy: set[int] = set()
+        # What the last look found readable; None when there was none in this turn of the loop.
+        self._readable: set[int] | None = None
+        # The socket of each local port, and back, as of when it was new.
+        self._sockets: dict[int, int] = {}
+        self._ports: dict[int, int] = {}
+        loop.add_reader(self._epoll.fileno(), self._on_ready)
+
+    def watch(self, fd: int, readable: bool, writable: bool) -> None:
+        """Watch ``fd``, for the first time or otherwise than before."""
+        self._watched.add(fd)
+        mask = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
+        try:
+            self._epoll.modify(fd, mask)
+        except FileNotFoundError:
+            self._epoll.register(fd, mask)
+            self._noisy.discard(fd)
+            self._note_port(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """``fd`` is idle now, or about to be closed; the kernel forgets a closed socket by itself."""
+        self._watched.discard(fd)
+
+    def is_quiet(self, local_port: int) -> bool:
+        """Return whether nothing, not even the end, waits to be read on the connection with this local port.
+
+        A unix-domain socket has no port; it counts as quiet.
+        """
+        fd = self._sockets.get(local_port)
+        if fd is None:
+            return True
+        if fd in self._noisy:
+            return False
+        if self._readable is None:
+            # One look does for the requests of this turn.
+            self._loop.call_soon(self._forget_look)
+        elif fd not in self._readable:
+            return True
+        # What was readable may have been read since.
+        self._readable = readable = {ready for ready, events in self._epoll.poll(0) if events & _READABLE}
+        return fd not in readable
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def _forget_look(self) -> None:
+        self._readable = None
+
+    def _on_ready(self) -> None:
+        for fd, events in self._epoll.poll(0):
+            if fd in self._watched:
+                self._call(fd, bool(events & _READABLE), bool(events & select.EPOLLOUT))
+                continue
+            # Bytes or the end on an idle connection. The client, or is_quiet, finds that out before it is used again;
+            # until then we must not be woken for it over and over.
+            self._noisy.add(fd)
+            try:
+                self._epoll.unregister(fd)
+            except OSError as exc:
+                # Closed since, by what the sockets before it made the client do.
+                log.debug("socket %d: %s", fd, exc)
+
+    def _note_port(self, fd: int) -> None:
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            # Clients watch other things than sockets too: a resolver's wake-up.
+            return
+        try:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                self._sockets.pop(self._ports.pop(fd, 0), None)
+                port = sock.getsockname()[1]
+                self._sockets[port] = fd
+                self._ports[fd] = port
+        finally:
+            sock.detach()

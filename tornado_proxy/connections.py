@@ -1,0 +1,162 @@
+"""The server's connection, as an exchange needs it beyond what Tornado's ``HTTPConnection`` interface offers.
+
+A server may offer a :class:`ServerConnection` itself. Tornado's own does not; :class:`TornadoConnection` reaches into
+the private names of its 6.6 ``HTTP1Connection``, and does so here only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import select
+import socket
+import struct
+import sys
+import termios
+from typing import Any, Protocol, cast
+
+from tornado.httputil import HTTPHeaders
+from tornado.iostream import SSLIOStream
+
+log = logging.getLogger(__name__)
+
+# Seconds that a client may go on sending after the whole response; what it sends is dropped. RFC 9112 section 9.6.
+LINGER_TIME = 2.0
+
+_NO_LIMIT = 2**63 - 1
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+class ServerConnection(Protocol):
+    """One request's use of a downstream connection."""
+
+    def begin_body(self, has_body: bool) -> None:
+        """Prepare for a body that is read while the response may already be under way."""
+
+    def unsent(self) -> int:
+        """Return how many bytes of what was written wait for the other end to read."""
+
+    def has_left(self) -> bool:
+        """Return whether the other end has closed its side, though we are not reading."""
+
+    def close_after_response(self) -> None:
+        """Close once the response is out, and say so: after faulty framing, and for HTTP/1.0 without a length."""
+
+    def abort(self) -> None:
+        """Close now. What was written goes out; then the end comes too early, which the other end sees."""
+
+
+def server_connection(connection: Any) -> ServerConnection:
+    """Return ``connection`` where it is a :class:`ServerConnection` itself, else Tornado's as one."""
+    return cast(ServerConnection, connection) if hasattr(connection, "begin_body") else TornadoConnection(connection)
+
+
+class TornadoConnection:
+    """Tornado's ``HTTP1Connection``, which serves one request."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def begin_body(self, has_body: bool) -> None:
+        connection = self._connection
+        if has_body:
+            # Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
+            connection.set_max_body_size(_NO_LIMIT)
+            _linger(connection)
+        else:
+            # The server loop finds that out in the next turn; a response that is complete before would make it close.
+            connection._read_finished = True
+
+    def unsent(self) -> int:
+        # IOStream has no public count. writing() says whether, the two indexes how much is left.
+        stream = self._connection.stream
+        if stream is None or not stream.writing():
+            return 0
+        return int(stream._total_write_index - stream._total_write_done_index) + _unread_by_peer(stream.fileno()) or 1
+
+    def has_left(self) -> bool:
+        stream = self._connection.stream
+        if stream is None or stream.closed():
+            return True
+        poll = select.poll()
+        poll.register(stream.fileno(), _HANG_UP)
+        return bool(poll.poll(0))
+
+    def close_after_response(self) -> None:
+        self._connection._disconnect_on_finish = True
+        # write_headers would promise "Keep-Alive" to an HTTP/1.0 client that asked for it; it looks at nothing else.
+        self._connection._request_headers = HTTPHeaders()
+
+    def abort(self) -> None:
+        connection = self._connection
+        stream = connection.stream
+        if stream is None or stream.closed():
+            return
+        begun = connection._response_start_line is not None
+        if begun and not connection._chunking_output and connection._expected_content_remaining is None:
+            # Only the connection's end delimits this body; make it an error for its reader.
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream.close()
+
+
+def _linger(connection: Any) -> None:
+    """Read on for a while when the response is complete before the request.
+
+    Tornado closes at once. What the client still sends then makes the kernel reset the connection, and the reset
+    destroys the response's last bytes before they are read (RFC 9112 section 9.6). So let the server loop read on (it
+    drops what it reads once the response is finished) until the body ends, which keeps the connection, or the time is
+    up.
+    """
+    end_request, finish = connection._finish_request, connection.finish
+    # Whether the connection was to be closed anyway, and not only because the body is still coming.
+    closing = False
+
+    def finish_noting_why() -> None:
+        nonlocal closing
+        closing = connection._disconnect_on_finish
+        finish()
+
+    def end_with_care(future: Any) -> None:
+        stream = connection.stream
+        if connection._read_finished or stream is None or stream.closed():
+            end_request(future)
+            return
+        loop = asyncio.get_running_loop()
+        # A quick upstream answers before the server loop has noticed that there is no more of the body: the next turn
+        # or two of the loop show.
+        loop.call_soon(look, loop, loop.time() + LINGER_TIME, future, 0.0)
+
+    def look(loop: asyncio.AbstractEventLoop, until: float, future: Any, wait: float) -> None:
+        stream = connection.stream
+        if connection._read_finished:
+            connection._disconnect_on_finish = closing
+        elif stream is not None and not stream.closed() and loop.time() < until:
+            if closing and wait:
+                _half_close(stream)
+            loop.call_later(wait, look, loop, until, future, min(2 * wait + 0.0005, 0.05))
+            return
+        end_request(future)
+
+    connection.finish = finish_noting_why
+    connection._finish_request = end_with_care
+
+
+def _half_close(stream: Any) -> None:
+    """End our side, for a client that waits for the end. Not under TLS, whose own end must come first."""
+    if isinstance(stream, SSLIOStream):
+        return
+    try:
+        stream.socket.shutdown(socket.SHUT_WR)
+    except OSError as exc:
+        # The client has gone; the server loop is about to read that.
+        log.debug("cannot end our side: %s", exc)
+
+
+def _unread_by_peer(fd: int) -> int:
+    """Return what the kernel holds for a slow reader (SIOCOUTQ, tcp(7)): megabytes, before a write gets through."""
+    count = bytearray(4)
+    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)
