@@ -32,7 +32,10 @@ class ServerConnection(Protocol):
     """One request's use of a downstream connection."""
 
     def begin_body(self, has_body: bool) -> None:
-        """Prepare for a body that is read while the response may already be under way."""
+        """Prepare for a body that is read while the response may already be under way; send no 100 for it."""
+
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        """Send a 1xx response before the final one."""
 
     def unsent(self) -> int:
         """Return how many bytes of what was written wait for the other end to read."""
@@ -62,6 +65,7 @@ class TornadoConnection:
 
     def begin_body(self, has_body: bool) -> None:
         connection = self._connection
+        _withhold_continue(connection)
         if has_body:
             # Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
             connection.set_max_body_size(_NO_LIMIT)
@@ -69,6 +73,13 @@ class TornadoConnection:
         else:
             # The server loop finds that out in the next turn; a response that is complete before would make it close.
             connection._read_finished = True
+
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        stream = self._connection.stream
+        if stream is None or stream.closed():
+            return
+        lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all()), "", ""]
+        stream.write("\r\n".join(lines).encode("latin-1"))
 
     def unsent(self) -> int:
         # IOStream has no public count. writing() says whether, the two indexes how much is left.
@@ -142,6 +153,24 @@ def _linger(connection: Any) -> None:
 
     connection.finish = finish_noting_why
     connection._finish_request = end_with_care
+
+
+def _withhold_continue(connection: Any) -> None:
+    """Keep Tornado from saying "100 Continue" before the upstream was asked.
+
+    It looks for the field in the turn of the loop in which it learns that ``prepare`` is done, which is the next one.
+    """
+    headers = connection._request_headers
+    if "Expect" in headers:
+        expected = headers.get_list("Expect")
+        del headers["Expect"]
+
+        def restore() -> None:
+            for value in expected:
+                headers.add("Expect", value)
+
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, restore)
 
 
 def _half_close(stream: Any) -> None:

@@ -61,6 +61,7 @@ from tornado_proxy.headers import (
     add_via,
     add_x_forwarded,
     body_changed,
+    max_forwards,
     remove_hop_by_hop,
     request_headers,
     rewrite_location,
@@ -126,6 +127,12 @@ class Downstream(Protocol):
     def answered(self) -> bool:
         """Whether a head has been sent, by a hook or by us."""
 
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        """Send a 1xx response; nothing where the downstream does not know them."""
+
+    def send_own_answer(self) -> None:
+        """Answer an OPTIONS or TRACE that must not be forwarded any more."""
+
     def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> asyncio.Future[None]:
         """Send status, headers and ``chunk`` in one write."""
 
@@ -137,6 +144,9 @@ class Downstream(Protocol):
 
     def send_error_page(self, error: ProxyError) -> None:
         """Answer ``error.status_code``; nothing was sent before."""
+
+    def close_after_response(self) -> None:
+        """Let the connection end with this response."""
 
     def abort(self) -> None:
         """Close the connection so that the downstream sees that the response is not complete."""
@@ -175,6 +185,8 @@ class Inbound:
     prefix: str | None
     # The body, where it was read before the handler was asked; else it comes through Exchange.receive.
     body: bytes | None = None
+    # The downstream waits for 100 (Continue) before it sends its body.
+    expects_continue: bool = False
 
 
 class Exchange:
@@ -203,6 +215,8 @@ class Exchange:
         self._ending = False
         # Set at the commit, step (7): from then on errors can only abort.
         self._committed = False
+        # The downstream, which waited, has been told to send its body.
+        self._continued = False
         self._request: UpstreamRequest | None = None
         self._response: UpstreamResponse | None = None
         self._upstream: UpstreamURL | None = None
@@ -318,6 +332,12 @@ class Exchange:
     async def _obtain_response(self) -> UpstreamResponse | None:
         """Steps (1) to (5); ``None`` when a hook has answered."""
         self._refuse_early()
+        source = self.downstream.request
+        assert source.method is not None
+        if max_forwards(source.method, source.headers) == 0:
+            self.downstream.send_own_answer()
+            self.outcome.status = self.downstream.get_status()
+            return None
         while True:
             self.outcome.attempts += 1
             # (2) Choose where to.
@@ -381,6 +401,8 @@ class Exchange:
         if options.via is not None:
             add_via(headers, source.version, options.via)
         assert source.method is not None
+        if (left := max_forwards(source.method, source.headers)) is not None:
+            headers["Max-Forwards"] = str(left - 1)
         return UpstreamRequest(
             source.method,
             join_url(upstream, inbound.tail, inbound.target.query),
@@ -390,6 +412,8 @@ class Exchange:
             connect_timeout=options.connect_timeout,
             fresh_connection=self.outcome.attempts > 1,
             buffer_size=options.buffer_size,
+            expect_continue=inbound.expects_continue and not self._received,
+            on_interim=self._relay_interim,
         )
 
     def _add_forwarding(self, headers: HTTPHeaders, trusted: bool) -> None:
@@ -432,12 +456,25 @@ class Exchange:
 
     async def _send(self, request: UpstreamRequest) -> UpstreamResponse:
         upload = request.body if isinstance(request.body, BodyPipe) else None
+        if upload is None:
+            request.expect_continue = False
         self._watchdog.request_started(upload, self.outcome.upstream or "")
         response = await self.client.send(request)
         response.max_size = self.options.max_buffered_response
         self._response = response
         self._watchdog.head_received(response)
         return response
+
+    def _relay_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        """Pass a 1xx on (RFC 9110 section 15.2), but a 100 only to those who wait for it."""
+        if self._ending or self.downstream.answered or not reason_ok(reason):
+            return
+        if status == 100:
+            if not self.inbound.expects_continue or self._received:
+                return
+            self._continued = True
+        remove_hop_by_hop(headers, _CONTENT_LENGTH)
+        self.downstream.send_interim(status, reason, headers)
 
     async def _may_retry(self, request: UpstreamRequest, error: ProxyError) -> bool:
         """Whether another attempt cannot make the upstream act twice (RFC 9110 section 9.2.2)."""
@@ -530,6 +567,10 @@ class Exchange:
         # (7) Commit.
         if downstream.answered:
             return
+        if self.inbound.expects_continue and not (self._continued or self._received):
+            # Whether its body still comes is the downstream's choice (RFC 9110 section 10.1.1), and cannot be told from
+            # a next request.
+            downstream.close_after_response()
         self._committed = True
         self.outcome.status = response.status
         written = downstream.send_head(response, mode, chunk)

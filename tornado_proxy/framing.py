@@ -76,6 +76,16 @@ def request_framing(version: str, headers: HTTPHeaders) -> Framing:
     return Framing(length=length, chunked=False)
 
 
+def expects_continue(version: str, headers: HTTPHeaders, framing: Framing) -> bool:
+    """True when the client waits for 100 (Continue) before it sends the body.
+
+    RFC 9110 section 10.1.1: an expectation in HTTP/1.0 is ignored, and one without a body means nothing. Other
+    expectations are not ours to meet, and not forwarded.
+    """
+    expected = headers.get("Expect")
+    return expected is not None and expected.lower() == "100-continue" and version == "HTTP/1.1" and framing.has_body
+
+
 def response_may_have_body(method: str, status: int) -> bool:
     """False when a response to ``method`` with ``status`` has no content whatever its fields say.
 

@@ -21,7 +21,7 @@ from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
 from tornado_proxy.connections import server_connection
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError
 from tornado_proxy.forwarder import Exchange, Inbound, refuse
-from tornado_proxy.framing import request_framing
+from tornado_proxy.framing import expects_continue, request_framing
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import HeadersMode, OptionError, ProxyOptions
 from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
@@ -171,8 +171,10 @@ class ProxyHandler(RequestHandler):
             raise error
         target = parse_target(request.method, request.uri)
         prefix, tail = self._split_path(target)
-        read = not self._stream_request_body and framing.has_body
-        return Inbound(target, framing, tail, prefix, request.body if read else None)
+        if not self._stream_request_body:
+            return Inbound(target, framing, tail, prefix, request.body if framing.has_body else None)
+        expects = expects_continue(request.version, request.headers, framing)
+        return Inbound(target, framing, tail, prefix, expects_continue=expects)
 
     def _split_path(self, target: RequestTarget) -> tuple[str | None, str]:
         """Return the mount's prefix and the raw tail below it."""
@@ -262,6 +264,20 @@ class ProxyHandler(RequestHandler):
     def answered(self) -> bool:
         return self._finished or self._headers_written
 
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        # RFC 9110 section 15.2: never to a client of HTTP/1.0.
+        if self.request.version != "HTTP/1.0":
+            self._connection.send_interim(status, reason, headers)
+
+    def send_own_answer(self) -> None:
+        methods = ", ".join(sorted(self.proxy_options.methods))
+        if self.request.method == "TRACE":
+            # Not reflected: what a client cannot see of its own request, a script must not see either.
+            self.send_error(405)
+        else:
+            self.set_header("Allow", methods)
+            self.finish(b"")
+
     def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> Future[None]:
         self._status_code = response.status
         # Not set_status: it puts "Unknown" for a reason with "<" in it. This one was checked, and is not HTML here.
@@ -295,6 +311,9 @@ class ProxyHandler(RequestHandler):
         if getattr(self, "_retry_after", False):
             self.set_header("Retry-After", _RETRY_AFTER)
         super().write_error(status_code, **kwargs)
+
+    def close_after_response(self) -> None:
+        self._connection.close_after_response()
 
     def abort(self) -> None:
         if not self._finished:

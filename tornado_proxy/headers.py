@@ -259,6 +259,18 @@ def via_count(headers: HTTPHeaders, pseudonym: str) -> int:
     return sum(1 for member in members if len(member) > 1 and member[1] == wanted)
 
 
+def max_forwards(method: str, headers: HTTPHeaders) -> int | None:
+    """Return how often the request may still be forwarded, ``None`` where there is no limit.
+
+    RFC 9110 section 7.6.2: the field counts for OPTIONS and TRACE only. What is no number is ignored.
+    """
+    if method not in ("OPTIONS", "TRACE"):
+        return None
+    value = headers.get("Max-Forwards", "")
+    # Ten digits are more than any chain is long.
+    return int(value[:10]) if value.isascii() and value.isdigit() else None
+
+
 def tail_below(prefix: str, path: str) -> str | None:
     """Return what follows ``prefix`` in ``path``, ``None`` unless it ends there or goes on with a slash.
 

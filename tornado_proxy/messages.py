@@ -36,6 +36,10 @@ class UpstreamRequest:
     fresh_connection: bool = False
     # High-water mark of the response's pipe, bytes.
     buffer_size: int = 256 * 1024
+    # Ask the upstream before the body is sent (RFC 9110 section 10.1.1); on_interim(100, ...) then says when to begin.
+    expect_continue: bool = False
+    # Called from the loop with status, reason and headers of each interim response, before the final one is there.
+    on_interim: Callable[[int, str, HTTPHeaders], None] | None = None
 
 
 @dataclass(slots=True)

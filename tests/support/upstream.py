@@ -86,6 +86,11 @@ class UpstreamConnection(Wire):
             self._sent_head += data
         self._sent_size += len(data)
         self._sent_tail = (self._sent_tail + data[-8:])[-8:]
+        while self._sent_head[9:10] == b"1" and self._sent_head[9:12] != b"101" and b"\r\n\r\n" in self._sent_head:
+            # An interim response; the response is still to come.
+            end = self._sent_head.index(b"\r\n\r\n") + 4
+            del self._sent_head[:end]
+            self._sent_size -= end
         await super().send(data)
 
     async def send_head(self, status: int, headers: Pairs = (), *, reason: str | None = None) -> None:

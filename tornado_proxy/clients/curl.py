@@ -25,6 +25,7 @@ from typing import Any
 import pycurl
 from tornado.curl_httpclient import CurlAsyncHTTPClient
 from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.clients.base import HTTPClient
 from tornado_proxy.clients.curl_options import CurlOptions
@@ -56,6 +57,10 @@ _HTTP_VERSIONS = {
 
 # Seconds; libcurl takes 0 for "five minutes".
 _FOREVER = 1_000_000
+
+# Milliseconds that an upstream which knows nothing of expectations holds the body up. RFC 9110 section 10.1.1 asks for
+# such a limit, and this is libcurl's own.
+_CONTINUE_TIMEOUT = 1000
 
 # Interim responses that one answer may have; libcurl itself takes thousands.
 _MAX_INTERIM = 20
@@ -120,8 +125,8 @@ def _header_lines(request: UpstreamRequest) -> list[bytes]:
     headers = request.headers
     # "Name;" sends an empty field, "Name:" none at all (CURLOPT_HTTPHEADER).
     lines = [f"{name}: {value}" if value else f"{name};" for name, value in headers.get_all()]
-    # A callback-driven upload makes libcurl wait a second for "100 Continue" unless Expect is suppressed.
-    lines.append("Expect:")
+    # A callback-driven upload makes libcurl wait for "100 Continue" unless Expect is suppressed.
+    lines.append("Expect: 100-continue" if request.expect_continue else "Expect:")
     if "User-Agent" not in headers:
         lines.append("User-Agent:")
     if "Accept" not in headers:
@@ -138,10 +143,13 @@ class _Transfer:
     """
 
     __slots__ = (
+        "_answered_417",
         "_driver",
         "_ends_at_head",
+        "_expecting",
         "_interim",
         "_lines",
+        "_on_interim",
         "_recv_paused",
         "_send_paused",
         "_sends",
@@ -174,6 +182,10 @@ class _Transfer:
         self._ends_at_head = request.method == "HEAD" and request.body is not None
         # Times that libcurl was about to send the request; see on_prereq.
         self._sends = 0
+        # The upstream has been asked whether it wants the body, and has not said so yet.
+        self._expecting = request.expect_continue
+        self._answered_417 = False
+        self._on_interim = request.on_interim
         self._driver = driver
         self._lines: list[bytes] = []
         self._interim = 0
@@ -229,6 +241,10 @@ class _Transfer:
     def on_read(self, limit: int) -> bytes | int:
         """Give up to ``limit`` bytes of the upload; ``b""`` is its end."""
         assert self.upload is not None
+        if self._expecting:
+            # The upstream said 100, or nothing for as long as libcurl waits (`_CONTINUE_TIMEOUT`).
+            self._expecting = False
+            self._tell_interim(100, "Continue", HTTPHeaders())
         try:
             chunk = self.upload.take(limit)
         except ProxyError as exc:
@@ -247,18 +263,31 @@ class _Transfer:
         status = int(code)
         if 100 <= status < 200 and status != 101:
             self._interim += 1
-            return None if self._interim <= _MAX_INTERIM else self._refuse("sent too many interim responses")
+            if self._interim > _MAX_INTERIM:
+                return self._refuse("sent too many interim responses")
+            if status != 100:
+                self._tell_interim(status, reason, parse_fields(lines[1:]))
+            return None
         if not 200 <= status < 600:
             # libcurl takes an unasked 101 for a final response and what follows for its body.
             return self._refuse(f"answered with status {status}")
         self.response = UpstreamResponse(
             status, reason, parse_fields(lines[1:]), self.stream, self.origin, version=version, on_abort=self.cancel
         )
+        if status == 417 and self._expecting:
+            # libcurl drops this body and is about to send the request again, without the expectation, which on_prereq
+            # refuses.
+            self.response.headers["Content-Length"] = "0"
+            self._answered_417 = self._ends_at_head = True
         if not self.head.done():
             self.head.set_result(self.response)
         if self._ends_at_head:
             self._driver.loop.call_soon(self._end_at_head)
         return None
+
+    def _tell_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        if self._on_interim is not None:
+            self._driver.loop.call_soon(self._on_interim, status, reason, headers)
 
     def _refuse(self, what: str) -> int:
         self.error = InvalidResponse(f"upstream {self.origin} {what}", phase=Phase.HEAD, upstream=self.origin)
@@ -293,7 +322,7 @@ class _Transfer:
     def finish(self, errno: int = 0, message: str = "") -> None:
         """libcurl is done with the request. The handle is returned by the driver after this."""
         error = self.error
-        if errno and error is None:
+        if errno and error is None and not self._answered_417:
             error = self._map_error(errno, message)
         if self.response is not None:
             self.response.timings.update(self._timings())
@@ -548,6 +577,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         set_(pycurl.HTTP09_ALLOWED, 0)
         set_(pycurl.PATH_AS_IS, 1)
         set_(pycurl.HTTP_VERSION, _HTTP_VERSIONS[options.http_version])
+        set_(pycurl.EXPECT_100_TIMEOUT_MS, _CONTINUE_TIMEOUT)
         # Seconds; a stream may last for days. What is silent is ended by the forwarder.
         set_(pycurl.TIMEOUT_MS, 0)
         # Bytes for each callback. libcurl's own is 16 KiB; fewer and larger ones carry more a second, and this is still
