@@ -14,10 +14,11 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Awaitable
 from typing import Any, Protocol, cast
 
-from tornado.httputil import HTTPHeaders
-from tornado.iostream import SSLIOStream
+from tornado.httputil import HTTPHeaders, HTTPInputError
+from tornado.iostream import SSLIOStream, StreamClosedError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class TornadoConnection:
             # Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
             connection.set_max_body_size(_NO_LIMIT)
             _linger(connection)
+            _cut_on_broken_body(connection)
         else:
             # The server loop finds that out in the next turn; a response that is complete before would make it close.
             connection._read_finished = True
@@ -153,6 +155,29 @@ def _linger(connection: Any) -> None:
 
     connection.finish = finish_noting_why
     connection._finish_request = end_with_care
+
+
+def _cut_on_broken_body(connection: Any) -> None:
+    """Close when the request's body turns out to be malformed and the response has begun.
+
+    Tornado writes a 400 whatever it has written before, which the client would read as part of the running response.
+    """
+    read_body = connection._read_body
+
+    def guarded(*args: Any) -> Awaitable[None] | None:
+        body: Awaitable[None] | None = read_body(*args)
+        return None if body is None else cut(body)
+
+    async def cut(body: Awaitable[None]) -> None:
+        try:
+            await body
+        except HTTPInputError as exc:
+            if connection._response_start_line is None:
+                raise
+            connection.stream.close()
+            raise StreamClosedError from exc
+
+    connection._read_body = guarded
 
 
 def _withhold_continue(connection: Any) -> None:

@@ -55,6 +55,35 @@ class TestMethods:
         assert echo.accepted == 0
 
 
+class TestBrokenBodies:
+    """A body that turns out to be malformed ends the exchange, and says nothing in the middle of a response."""
+
+    @pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+    async def test_a_response_that_has_begun_is_cut(self, proxy, upstream, framing):
+        running = await proxy(upstream.url)
+        downstream = await running.ask("POST", "/x", CHUNKED, chunk(b"one"))
+        conn = await upstream.accept()
+        await conn.read_head()
+        piece = b"early" if framing.startswith("Content") else chunk(b"early")
+        await conn.send(f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode() + piece)
+        assert (await downstream.read_head()).status == 200
+        assert await downstream.read_some() == piece
+        await downstream.send(b"xyz\r\n")
+        assert await downstream.read_until_closed() == b""
+        await conn.closed()
+        assert (await running.next_outcome()).side == "downstream"
+
+    async def test_before_the_response_it_is_answered_with_400(self, proxy, upstream):
+        running = await proxy(upstream.url)
+        downstream = await running.ask("POST", "/x", CHUNKED, chunk(b"one"))
+        conn = await upstream.accept()
+        await conn.read_head()
+        await downstream.send(b"xyz\r\n")
+        assert (await downstream.read_head()).status == 400
+        await conn.closed()
+        assert (await running.next_outcome()).side == "downstream"
+
+
 class TestBodiesStream:
     """Behaviour 15: the whole body arrives, in order, over any number of partial reads, and as it comes."""
 
