@@ -19,7 +19,7 @@ LAYERS = [
     ["clients.curl"],
     ["clients"],
     ["options"],
-    ["timeouts"],
+    ["timeouts", "heads", "downstream"],
     ["forwarder"],
     ["connections"],
     ["handlers"],

@@ -22,23 +22,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
 from tornado_proxy.clients.base import HTTPClient
+from tornado_proxy.downstream import Downstream
 from tornado_proxy.errors import (
     BadRequest,
     BodyTooLarge,
     ConnectTimeout,
     DownstreamClosed,
     HookError,
-    InvalidResponse,
-    LoopDetected,
     Phase,
     ProxyError,
     Retry,
@@ -46,44 +44,25 @@ from tornado_proxy.errors import (
     UpstreamError,
 )
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.framing import (
-    Framing,
-    header_value_ok,
-    is_token,
-    method_is_token,
-    reason_ok,
-    response_length,
-    response_may_have_body,
-)
-from tornado_proxy.headers import (
-    Forwarding,
-    add_forwarded,
-    add_via,
-    add_x_forwarded,
-    body_changed,
-    max_forwards,
-    remove_hop_by_hop,
-    request_headers,
-    rewrite_location,
-    rewrite_refresh,
-    rewrite_set_cookie,
-    via_count,
+from tornado_proxy.framing import reason_ok, response_may_have_body
+from tornado_proxy.headers import body_changed, max_forwards
+from tornado_proxy.heads import (
+    Inbound,
+    check_rewritten,
+    clean_response,
+    interim_headers,
+    refuse_early,
+    upstream_headers,
 )
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
-from tornado_proxy.options import Forwarded, HeadersMode, ProxyOptions, ResponseMode
+from tornado_proxy.options import ProxyOptions, ResponseMode
 from tornado_proxy.timeouts import Watchdog
-from tornado_proxy.urls import RequestTarget, UpstreamURL, escapes_base, join_url, parse_upstream, split_url
+from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstream
 
 log = logging.getLogger(__name__)
 
 # RFC 9110 section 9.2.2.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
-
-# Times that our own pseudonym may stand in Via. A chain of several of our kind is no loop; this many are.
-_MAX_PASSES = 5
-
-_CONTENT_LENGTH = frozenset({"Content-Length"})
-_NOTHING: frozenset[str] = frozenset()
 
 _exchanges: set[Exchange] = set()
 _waiters: list[asyncio.Future[None]] = []
@@ -102,65 +81,6 @@ async def drained() -> None:
         await waiter
 
 
-class Downstream(Protocol):
-    """The downstream's side of one exchange, and the user's hooks, which may be sync or async."""
-
-    request: HTTPServerRequest
-
-    def choose_upstream(self) -> Any: ...
-    def rewrite_request(self, request: UpstreamRequest) -> Any: ...
-    def filter_request_body(self, chunk: bytes) -> Any: ...
-    def should_retry(self, error: ProxyError) -> Any: ...
-    def handle_status(self, response: UpstreamResponse) -> Any: ...
-    def rewrite_response(self, response: UpstreamResponse) -> Any: ...
-    def filter_response_body(self, chunk: bytes) -> Any: ...
-    def handle_error(self, error: ProxyError) -> Any: ...
-    def on_done(self, outcome: Outcome) -> Any: ...
-
-    def hooked(self, name: str) -> bool:
-        """Whether the hook ``name`` is the user's, by keyword or by a method."""
-
-    def get_status(self) -> int:
-        """Return the status of the answer, as it stands."""
-
-    @property
-    def answered(self) -> bool:
-        """Whether a head has been sent, by a hook or by us."""
-
-    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
-        """Send a 1xx response; nothing where the downstream does not know them."""
-
-    def send_own_answer(self) -> None:
-        """Answer an OPTIONS or TRACE that must not be forwarded any more."""
-
-    def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> asyncio.Future[None]:
-        """Send status, headers and ``chunk`` in one write."""
-
-    def send_chunk(self, chunk: bytes) -> asyncio.Future[None]:
-        """Send ``chunk`` at once."""
-
-    def send_end(self) -> asyncio.Future[None]:
-        """End the response well."""
-
-    def send_error_page(self, error: ProxyError) -> None:
-        """Answer ``error.status_code``; nothing was sent before."""
-
-    def close_after_response(self) -> None:
-        """Let the connection end with this response."""
-
-    def abort(self) -> None:
-        """Close the connection so that the downstream sees that the response is not complete."""
-
-    def gone(self) -> None:
-        """The downstream left: nothing can be sent; there is only a log to write."""
-
-    def unsent(self) -> int:
-        """Return how many bytes wait for the downstream to read."""
-
-    def has_left(self) -> bool:
-        """Return whether the downstream has closed its side, though we are not reading."""
-
-
 async def refuse(downstream: Downstream, error: ProxyError) -> None:
     """Answer a request that cannot be forwarded at all: an exchange that ends at step (1)."""
     log.debug("%s: %s", downstream.request.method, error)
@@ -172,21 +92,6 @@ async def refuse(downstream: Downstream, error: ProxyError) -> None:
         outcome.status = downstream.get_status()
     finally:
         await _told(downstream, outcome)
-
-
-@dataclass(slots=True)
-class Inbound:
-    """Step (1): what we decided about the inbound request before anything is sent upstream."""
-
-    target: RequestTarget
-    framing: Framing
-    # What the mount left of the path, raw; the mount's prefix, None where it is not known.
-    tail: str
-    prefix: str | None
-    # The body, where it was read before the handler was asked; else it comes through Exchange.receive.
-    body: bytes | None = None
-    # The downstream waits for 100 (Continue) before it sends its body.
-    expects_continue: bool = False
 
 
 class Exchange:
@@ -314,7 +219,9 @@ class Exchange:
         if response is None:
             return
         # (6) Clean the head, then the user's word on it.
-        length = self._clean_head(response)
+        assert self._upstream is not None
+        length = clean_response(response, self.options, self.inbound, downstream.request, self._upstream)
+        self.outcome.status = response.status
         if (answering := downstream.handle_status(response)) is not None:
             await _awaited(answering)
         if not downstream.answered:
@@ -331,8 +238,8 @@ class Exchange:
 
     async def _obtain_response(self) -> UpstreamResponse | None:
         """Steps (1) to (5); ``None`` when a hook has answered."""
-        self._refuse_early()
         source = self.downstream.request
+        refuse_early(self.options, self.inbound, source)
         assert source.method is not None
         if max_forwards(source.method, source.headers) == 0:
             self.downstream.send_own_answer()
@@ -352,22 +259,13 @@ class Exchange:
             if self.downstream.answered:
                 self.outcome.status = self.downstream.get_status()
                 return None
-            self._validate(request)
+            self._check_request(request)
             # (5) Send, again only if that is safe.
             try:
                 return await self._send(request)
             except UpstreamError as error:
                 if not await self._may_retry(request, error):
                     raise
-
-    def _refuse_early(self) -> None:
-        options = self.options
-        headers = self.downstream.request.headers
-        length = self.inbound.framing.length
-        if options.max_body_size is not None and length is not None and length > options.max_body_size:
-            raise BodyTooLarge(f"request body of {length} bytes exceeds {options.max_body_size}", phase=Phase.SEND)
-        if options.via is not None and via_count(headers, options.via) >= _MAX_PASSES:
-            raise LoopDetected(f"request came through {options.via} {_MAX_PASSES} times")
 
     async def _choose_upstream(self) -> UpstreamURL | None:
         chosen = self.downstream.choose_upstream()
@@ -387,26 +285,11 @@ class Exchange:
         options, inbound, source = self.options, self.inbound, self.downstream.request
         if escapes_base(upstream.path, inbound.tail):
             raise BadRequest("request target leaves the upstream's base path")
-        trusted = options.trusts(source.remote_ip)
-        headers = request_headers(source.headers, trusted=trusted)
-        if options.normalize_headers is not None:
-            headers = _normalized(options.normalize_headers, headers)
-            if "Host" in headers:
-                # The client writes the URL's, unless the next lines say otherwise.
-                del headers["Host"]
-        if options.preserve_host_header and "Host" in source.headers:
-            headers["Host"] = inbound.target.authority or source.headers["Host"]
-        if options.forwarded is not None:
-            self._add_forwarding(headers, trusted)
-        if options.via is not None:
-            add_via(headers, source.version, options.via)
         assert source.method is not None
-        if (left := max_forwards(source.method, source.headers)) is not None:
-            headers["Max-Forwards"] = str(left - 1)
         return UpstreamRequest(
             source.method,
             join_url(upstream, inbound.tail, inbound.target.query),
-            headers,
+            upstream_headers(options, inbound, source),
             self.upload if inbound.body is None else inbound.body,
             source,
             connect_timeout=options.connect_timeout,
@@ -416,48 +299,19 @@ class Exchange:
             on_interim=self._relay_interim,
         )
 
-    def _add_forwarding(self, headers: HTTPHeaders, trusted: bool) -> None:
-        source = self.downstream.request
-        host = self.inbound.target.authority or source.headers.get("Host")
-        forwarding = Forwarding(
-            # Tornado writes 0.0.0.0 for a unix-domain socket.
-            source.remote_ip if source.remote_ip not in (None, "0.0.0.0") else "unknown",
-            source.protocol,
-            host,
-            _port(host, source.protocol),
-            self.inbound.prefix or None,
-        )
-        if self.options.forwarded is not Forwarded.RFC7239:
-            add_x_forwarded(headers, forwarding, trusted)
-        if self.options.forwarded is not Forwarded.X_FORWARDED:
-            add_forwarded(headers, forwarding, trusted)
-
-    def _validate(self, request: UpstreamRequest) -> None:
-        """Refuse what a hook may have written that would break out of the request's head."""
+    def _check_request(self, request: UpstreamRequest) -> None:
         if request.body is not self.upload and self.upload is not None:
             # Replaced: what still arrives has nowhere to go.
             self.upload.discard()
+        if not isinstance(request.body, BodyPipe):
+            request.expect_continue = False
         if request.body is not None and not isinstance(request.body, bytes | BodyPipe):
             raise HookError(f"rewrite_request set the body to {type(request.body).__name__}; assign bytes or None")
-        if not (self.downstream.hooked("rewrite_request") or self.options.normalize_headers):
-            return
-        for name in ("Content-Length", "Transfer-Encoding"):
-            if name in request.headers:
-                del request.headers[name]
-        if not method_is_token(request.method):
-            raise HookError(f"rewrite_request set the method to {request.method!r}, which is not a token")
-        for name, value in request.headers.get_all():
-            if not is_token(name) or not header_value_ok(value):
-                raise HookError(f"rewrite_request set the header {name!r} to a value that cannot be sent")
-        try:
-            split_url(request.url)
-        except ValueError as exc:
-            raise HookError(f"rewrite_request set an invalid url: {exc}") from exc
+        if self.downstream.hooked("rewrite_request") or self.options.normalize_headers:
+            check_rewritten(request)
 
     async def _send(self, request: UpstreamRequest) -> UpstreamResponse:
         upload = request.body if isinstance(request.body, BodyPipe) else None
-        if upload is None:
-            request.expect_continue = False
         self._watchdog.request_started(upload, self.outcome.upstream or "")
         response = await self.client.send(request)
         response.max_size = self.options.max_buffered_response
@@ -473,8 +327,7 @@ class Exchange:
             if not self.inbound.expects_continue or self._received:
                 return
             self._continued = True
-        remove_hop_by_hop(headers, _CONTENT_LENGTH)
-        self.downstream.send_interim(status, reason, headers)
+        self.downstream.send_interim(status, reason, interim_headers(headers))
 
     async def _may_retry(self, request: UpstreamRequest, error: ProxyError) -> bool:
         """Whether another attempt cannot make the upstream act twice (RFC 9110 section 9.2.2)."""
@@ -489,53 +342,6 @@ class Exchange:
             return False
         allowed = await _awaited(self.downstream.should_retry(error))
         return allowed is None or bool(allowed)
-
-    def _clean_head(self, response: UpstreamResponse) -> int | None:
-        """Step (6): leave what is for the downstream. Return the length of the body, where it is known."""
-        options, source = self.options, self.downstream.request
-        if not reason_ok(response.reason):
-            raise InvalidResponse(
-                "upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream
-            )
-        length = response_length(response.headers)
-        drop_length = response.status == 204 or length is None
-        headers = response.headers
-        remove_hop_by_hop(headers, _CONTENT_LENGTH if drop_length else _NOTHING)
-        if length is not None and not drop_length:
-            headers["Content-Length"] = str(length)
-        if options.normalize_headers is not None:
-            response.headers = headers = _normalized(options.normalize_headers, headers)
-        if options.rewrite_location or options.cookie_domain or options.cookie_path:
-            self._rewrite_references(headers)
-        if options.via is not None:
-            add_via(headers, response.version, options.via)
-        self.outcome.status = response.status
-        assert source.method is not None
-        return length
-
-    def _rewrite_references(self, headers: HTTPHeaders) -> None:
-        options, source, upstream = self.options, self.downstream.request, self._upstream
-        assert upstream is not None
-        prefix = self.inbound.prefix
-        public = {"upstream": upstream, "mount": prefix, "scheme": source.protocol, "host": source.host}
-        if options.rewrite_location:
-            for name in ("Location", "Content-Location"):
-                if name in headers:
-                    headers[name] = rewrite_location(headers[name], **public)  # type: ignore[arg-type]
-            if "Refresh" in headers:
-                headers["Refresh"] = rewrite_refresh(headers["Refresh"], **public)  # type: ignore[arg-type]
-        if "Set-Cookie" in headers:
-            cookies = headers.get_list("Set-Cookie")
-            del headers["Set-Cookie"]
-            for cookie in cookies:
-                rewritten = rewrite_set_cookie(
-                    cookie,
-                    base=upstream.path,
-                    mount=prefix if options.rewrite_location else None,
-                    domain=options.cookie_domain,
-                    path=options.cookie_path,
-                )
-                headers.add("Set-Cookie", rewritten)
 
     def _may_have_body(self, response: UpstreamResponse) -> bool:
         assert self.downstream.request.method is not None
@@ -698,20 +504,3 @@ def _drained(written: asyncio.Future[None]) -> bool:
         return False
     written.result()
     return True
-
-
-def _normalized(function: Any, headers: HTTPHeaders) -> HTTPHeaders:
-    normalized = HTTPHeaders()
-    for name, value in function(list(headers.get_all())):
-        normalized.add(name, value)
-    return normalized
-
-
-def _port(host: str | None, scheme: str) -> int | None:
-    """Return the port that the downstream asked for: in its Host, or its scheme's own."""
-    if host is None:
-        return None
-    _, colon, port = host.rpartition(":")
-    if colon and port.isdecimal():
-        return int(port)
-    return 443 if scheme == "https" else 80

@@ -20,8 +20,9 @@ from tornado.web import RequestHandler, stream_request_body
 from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
 from tornado_proxy.connections import server_connection
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError
-from tornado_proxy.forwarder import Exchange, Inbound, refuse
+from tornado_proxy.forwarder import Exchange, refuse
 from tornado_proxy.framing import expects_continue, request_framing
+from tornado_proxy.heads import Inbound
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import HeadersMode, OptionError, ProxyOptions
 from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
@@ -254,7 +255,7 @@ class ProxyHandler(RequestHandler):
             return value.decode("utf-8", "surrogateescape")
         return super().decode_argument(value, name)
 
-    # -- the forwarder calls these; see forwarder.Downstream
+    # -- the forwarder calls these; see downstream.Downstream
 
     def hooked(self, name: str) -> bool:
         cls: Any = type(self)

@@ -1,0 +1,71 @@
+"""The downstream's side of an exchange, as the forwarder sees it: who asked, the user's hooks, and how to answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+
+from tornado_proxy.errors import ProxyError
+from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
+from tornado_proxy.options import HeadersMode
+
+
+class Downstream(Protocol):
+    """The downstream's side of one exchange, and the user's hooks, which may be sync or async."""
+
+    request: HTTPServerRequest
+
+    def choose_upstream(self) -> Any: ...
+    def rewrite_request(self, request: UpstreamRequest) -> Any: ...
+    def filter_request_body(self, chunk: bytes) -> Any: ...
+    def should_retry(self, error: ProxyError) -> Any: ...
+    def handle_status(self, response: UpstreamResponse) -> Any: ...
+    def rewrite_response(self, response: UpstreamResponse) -> Any: ...
+    def filter_response_body(self, chunk: bytes) -> Any: ...
+    def handle_error(self, error: ProxyError) -> Any: ...
+    def on_done(self, outcome: Outcome) -> Any: ...
+
+    def hooked(self, name: str) -> bool:
+        """Whether the hook ``name`` is the user's, by keyword or by a method."""
+
+    def get_status(self) -> int:
+        """Return the status of the answer, as it stands."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether a head has been sent, by a hook or by us."""
+
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        """Send a 1xx response; nothing where the downstream does not know them."""
+
+    def send_own_answer(self) -> None:
+        """Answer an OPTIONS or TRACE that must not be forwarded any more."""
+
+    def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> asyncio.Future[None]:
+        """Send status, headers and ``chunk`` in one write."""
+
+    def send_chunk(self, chunk: bytes) -> asyncio.Future[None]:
+        """Send ``chunk`` at once."""
+
+    def send_end(self) -> asyncio.Future[None]:
+        """End the response well."""
+
+    def send_error_page(self, error: ProxyError) -> None:
+        """Answer ``error.status_code``; nothing was sent before."""
+
+    def close_after_response(self) -> None:
+        """Let the connection end with this response."""
+
+    def abort(self) -> None:
+        """Close the connection so that the downstream sees that the response is not complete."""
+
+    def gone(self) -> None:
+        """The downstream left: nothing can be sent; there is only a log to write."""
+
+    def unsent(self) -> int:
+        """Return how many bytes wait for the downstream to read."""
+
+    def has_left(self) -> bool:
+        """Return whether the downstream has closed its side, though we are not reading."""

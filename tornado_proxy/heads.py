@@ -1,0 +1,201 @@
+"""What is done to the heads that pass: built for the upstream, steps (3) and (4), and cleaned for the downstream, (6).
+
+The rules themselves are in `headers`, `framing` and `urls`; here they meet the options of a mount.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+
+from tornado_proxy.errors import BodyTooLarge, HookError, InvalidResponse, LoopDetected, Phase
+from tornado_proxy.framing import (
+    Framing,
+    header_value_ok,
+    is_token,
+    method_is_token,
+    reason_ok,
+    response_length,
+)
+from tornado_proxy.headers import (
+    Forwarding,
+    add_forwarded,
+    add_via,
+    add_x_forwarded,
+    max_forwards,
+    remove_hop_by_hop,
+    request_headers,
+    rewrite_location,
+    rewrite_refresh,
+    rewrite_set_cookie,
+    via_count,
+)
+from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
+from tornado_proxy.options import Forwarded, ProxyOptions
+from tornado_proxy.urls import RequestTarget, UpstreamURL, split_url
+
+# Times that our own pseudonym may stand in Via. A chain of several of our kind is no loop; this many are.
+_MAX_PASSES = 5
+
+_CONTENT_LENGTH = frozenset({"Content-Length"})
+_NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Inbound:
+    """Step (1): what we decided about the inbound request before anything is sent upstream."""
+
+    target: RequestTarget
+    framing: Framing
+    # What the mount left of the path, raw; the mount's prefix, None where it is not known.
+    tail: str
+    prefix: str | None
+    # The body, where it was read before the handler was asked; else it comes through Exchange.receive.
+    body: bytes | None = None
+    # The downstream waits for 100 (Continue) before it sends its body.
+    expects_continue: bool = False
+
+
+def refuse_early(options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest) -> None:
+    """Raise for a request that is too large, or has come through us too often, before anything is sent upstream."""
+    length = inbound.framing.length
+    if options.max_body_size is not None and length is not None and length > options.max_body_size:
+        raise BodyTooLarge(f"request body of {length} bytes exceeds {options.max_body_size}", phase=Phase.SEND)
+    if options.via is not None and via_count(source.headers, options.via) >= _MAX_PASSES:
+        raise LoopDetected(f"request came through {options.via} {_MAX_PASSES} times")
+
+
+def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest) -> HTTPHeaders:
+    """Step (3): return the fields to send upstream, cleaned first, our own added last."""
+    trusted = options.trusts(source.remote_ip)
+    headers = request_headers(source.headers, trusted=trusted)
+    if options.normalize_headers is not None:
+        headers = _normalized(options.normalize_headers, headers)
+        if "Host" in headers:
+            # The client writes the URL's, unless the next lines say otherwise.
+            del headers["Host"]
+    if options.preserve_host_header and "Host" in source.headers:
+        headers["Host"] = inbound.target.authority or source.headers["Host"]
+    if options.forwarded is not None:
+        _add_forwarding(headers, options, inbound, source, trusted)
+    if options.via is not None:
+        add_via(headers, source.version, options.via)
+    assert source.method is not None
+    if (left := max_forwards(source.method, source.headers)) is not None:
+        headers["Max-Forwards"] = str(left - 1)
+    return headers
+
+
+def _add_forwarding(
+    headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, trusted: bool
+) -> None:
+    host = inbound.target.authority or source.headers.get("Host")
+    forwarding = Forwarding(
+        # Tornado writes 0.0.0.0 for a unix-domain socket.
+        source.remote_ip if source.remote_ip not in (None, "0.0.0.0") else "unknown",
+        source.protocol,
+        host,
+        _port(host, source.protocol),
+        inbound.prefix or None,
+    )
+    if options.forwarded is not Forwarded.RFC7239:
+        add_x_forwarded(headers, forwarding, trusted)
+    if options.forwarded is not Forwarded.X_FORWARDED:
+        add_forwarded(headers, forwarding, trusted)
+
+
+def check_rewritten(request: UpstreamRequest) -> None:
+    """Step (4): refuse what a hook may have written that would break out of the request's head.
+
+    The framing is the client's to write, from the body, so what a hook said about it is removed.
+    """
+    for name in ("Content-Length", "Transfer-Encoding"):
+        if name in request.headers:
+            del request.headers[name]
+    if not method_is_token(request.method):
+        raise HookError(f"rewrite_request set the method to {request.method!r}, which is not a token")
+    for name, value in request.headers.get_all():
+        if not is_token(name) or not header_value_ok(value):
+            raise HookError(f"rewrite_request set the header {name!r} to a value that cannot be sent")
+    try:
+        split_url(request.url)
+    except ValueError as exc:
+        raise HookError(f"rewrite_request set an invalid url: {exc}") from exc
+
+
+def interim_headers(headers: HTTPHeaders) -> HTTPHeaders:
+    """Return the fields of an interim response that are for the downstream; it has no length (RFC 9110 section 8.6)."""
+    remove_hop_by_hop(headers, _CONTENT_LENGTH)
+    return headers
+
+
+def clean_response(
+    response: UpstreamResponse,
+    options: ProxyOptions,
+    inbound: Inbound,
+    source: HTTPServerRequest,
+    upstream: UpstreamURL,
+) -> int | None:
+    """Step (6): leave in ``response`` what is for the downstream.
+
+    Returns the length of the body, where it is known. Raises ``InvalidResponse``.
+    """
+    if not reason_ok(response.reason):
+        raise InvalidResponse("upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream)
+    length = response_length(response.headers)
+    drop_length = response.status == 204 or length is None
+    headers = response.headers
+    remove_hop_by_hop(headers, _CONTENT_LENGTH if drop_length else _NOTHING)
+    if length is not None and not drop_length:
+        headers["Content-Length"] = str(length)
+    if options.normalize_headers is not None:
+        response.headers = headers = _normalized(options.normalize_headers, headers)
+    if options.rewrite_location or options.cookie_domain or options.cookie_path:
+        _rewrite_references(headers, options, inbound, source, upstream)
+    if options.via is not None:
+        add_via(headers, response.version, options.via)
+    return length
+
+
+def _rewrite_references(
+    headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, upstream: UpstreamURL
+) -> None:
+    prefix = inbound.prefix
+    public = {"upstream": upstream, "mount": prefix, "scheme": source.protocol, "host": source.host}
+    if options.rewrite_location:
+        for name in ("Location", "Content-Location"):
+            if name in headers:
+                headers[name] = rewrite_location(headers[name], **public)  # type: ignore[arg-type]
+        if "Refresh" in headers:
+            headers["Refresh"] = rewrite_refresh(headers["Refresh"], **public)  # type: ignore[arg-type]
+    if "Set-Cookie" in headers:
+        cookies = headers.get_list("Set-Cookie")
+        del headers["Set-Cookie"]
+        for cookie in cookies:
+            rewritten = rewrite_set_cookie(
+                cookie,
+                base=upstream.path,
+                mount=prefix if options.rewrite_location else None,
+                domain=options.cookie_domain,
+                path=options.cookie_path,
+            )
+            headers.add("Set-Cookie", rewritten)
+
+
+def _normalized(function: Any, headers: HTTPHeaders) -> HTTPHeaders:
+    normalized = HTTPHeaders()
+    for name, value in function(list(headers.get_all())):
+        normalized.add(name, value)
+    return normalized
+
+
+def _port(host: str | None, scheme: str) -> int | None:
+    """Return the port that the downstream asked for: in its Host, or its scheme's own."""
+    if host is None:
+        return None
+    _, colon, port = host.rpartition(":")
+    if colon and port.isdecimal():
+        return int(port)
+    return 443 if scheme == "https" else 80
