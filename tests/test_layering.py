@@ -15,7 +15,9 @@ LAYERS = [
     ["flow"],
     ["messages"],
     ["clients.base"],
-    ["clients.curl_options", "clients.sockets"],
+    ["clients.curl.options", "clients.curl.sockets"],
+    ["clients.curl.transfer"],
+    ["clients.curl.driver"],
     ["clients.curl"],
     ["clients"],
     ["options"],
@@ -74,7 +76,7 @@ class TestLayers:
 
     def test_only_the_curl_client_imports_pycurl(self):
         users = [name for name, path in MODULES.items() if "import pycurl" in path.read_text(encoding="utf-8")]
-        assert users == ["clients.curl"]
+        assert users == ["clients.curl.driver", "clients.curl.transfer"]
 
     def test_the_forwarder_knows_no_handler(self):
         assert "tornado.web" not in MODULES["forwarder"].read_text(encoding="utf-8")

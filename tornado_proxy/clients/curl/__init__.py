@@ -1,0 +1,57 @@
+"""libcurl as the upstream client: a lean, streaming, cancellable driver on Tornado's ``CurlAsyncHTTPClient``.
+
+Theory of operation. One *transfer* is one libcurl easy handle doing one request. libcurl calls us back for each header
+line and each piece of body; those callbacks only fill the head and the response's pipe, and set futures, so what they
+cause happens in the next turn of the loop. Back-pressure is libcurl's own pause: a callback that finds its pipe full
+(or empty, when sending) returns PAUSE, and the pipe calls us when that has changed.
+
+Rules for editors:
+
+1. Never call into libcurl from a callback that libcurl makes: add_handle, remove_handle, pause and socket_action are
+   called from the loop only (curl_multi_socket_action(3)).
+2. No code of users runs inside a callback: set a future, fill a pipe, record an error. Nothing else.
+3. Every option that differs between requests is set for each request; handles keep everything else (`driver`).
+   There is no ``reset()`` in between: it would cost about 25 calls for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tornado_proxy.clients.base import HTTPClient
+from tornado_proxy.clients.curl.driver import CurlDriver
+from tornado_proxy.clients.curl.options import CurlOptions
+from tornado_proxy.clients.curl.transfer import CurlRequest, Transfer
+from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
+from tornado_proxy.urls import split_url
+
+__all__ = ["CurlClient", "CurlOptions"]
+
+
+class CurlClient(HTTPClient):
+    """The default client. Constructed inside a running event loop, to which it then belongs."""
+
+    def __init__(self, **options: Any) -> None:
+        self._driver: CurlDriver = CurlDriver(force_instance=True, options=CurlOptions.parse(options))
+
+    @staticmethod
+    def check_options(options: dict[str, Any]) -> None:
+        """Raise ``ValueError``, naming the option and the cure, unless these can be passed to the constructor."""
+        CurlOptions.parse(options)
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        origin, _, target = split_url(request.url)
+        transfer = Transfer(self._driver, request, origin)
+        transfer.stream.on_drain = transfer.resume_receiving
+        if transfer.upload is not None:
+            transfer.upload.on_data = transfer.resume_sending
+        self._driver.start(CurlRequest(transfer, request, origin, target))
+        try:
+            return await transfer.head
+        except asyncio.CancelledError:
+            transfer.cancel()
+            raise
+
+    def close(self) -> None:
+        self._driver.close()

@@ -1,0 +1,364 @@
+"""One transfer: a request in libcurl's hands, the callbacks that libcurl makes for it, and what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import pycurl
+from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPHeaders
+
+from tornado_proxy.clients.curl.sockets import SocketWatch
+from tornado_proxy.errors import (
+    ConnectError,
+    ConnectTimeout,
+    InvalidResponse,
+    Phase,
+    ProxyError,
+    Retry,
+    UpstreamClosed,
+    UpstreamError,
+)
+from tornado_proxy.flow import BodyPipe
+from tornado_proxy.headers import parse_fields
+from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
+
+log = logging.getLogger(__name__)
+
+# Seconds; libcurl takes 0 for "five minutes".
+FOREVER = 1_000_000
+
+# Interim responses that one answer may have; libcurl itself takes thousands.
+_MAX_INTERIM = 20
+
+# libcurl's errors in our words: class and phase. A phase of None follows from how far the transfer had come.
+_ERRORS: dict[int, tuple[type[ProxyError], Phase | None]] = {
+    pycurl.E_COULDNT_RESOLVE_HOST: (ConnectError, Phase.RESOLVE),
+    pycurl.E_COULDNT_CONNECT: (ConnectError, Phase.CONNECT),
+    # The only time limit that libcurl keeps for us is CONNECTTIMEOUT.
+    pycurl.E_OPERATION_TIMEDOUT: (ConnectTimeout, Phase.CONNECT),
+    pycurl.E_SSL_CONNECT_ERROR: (ConnectError, Phase.TLS),
+    pycurl.E_PEER_FAILED_VERIFICATION: (ConnectError, Phase.TLS),
+    pycurl.E_SSL_CERTPROBLEM: (ConnectError, Phase.TLS),
+    pycurl.E_SSL_CIPHER: (ConnectError, Phase.TLS),
+    pycurl.E_SSL_CACERT_BADFILE: (ConnectError, Phase.TLS),
+    pycurl.E_SSL_ISSUER_ERROR: (ConnectError, Phase.TLS),
+    pycurl.E_SEND_ERROR: (UpstreamClosed, Phase.SEND),
+    pycurl.E_SEND_FAIL_REWIND: (UpstreamClosed, Phase.SEND),
+    pycurl.E_GOT_NOTHING: (UpstreamClosed, Phase.HEAD),
+    pycurl.E_RECV_ERROR: (UpstreamClosed, None),
+    pycurl.E_PARTIAL_FILE: (UpstreamClosed, Phase.BODY),
+    # Returned by our own PREREQFUNCTION: the connection died and a second try is not safe.
+    pycurl.E_ABORTED_BY_CALLBACK: (UpstreamClosed, Phase.SEND),
+    pycurl.E_UNSUPPORTED_PROTOCOL: (InvalidResponse, Phase.HEAD),
+    pycurl.E_FTP_WEIRD_SERVER_REPLY: (InvalidResponse, None),
+    pycurl.E_BAD_CONTENT_ENCODING: (InvalidResponse, None),
+    pycurl.E_WRITE_ERROR: (InvalidResponse, None),
+    pycurl.E_HTTP2: (UpstreamClosed, None),
+    92: (UpstreamClosed, None),  # CURLE_HTTP2_STREAM, which pycurl does not name
+}
+
+
+class Driver(Protocol):
+    """What a transfer needs of whoever drives libcurl."""
+
+    loop: asyncio.AbstractEventLoop
+    sockets: SocketWatch
+
+    def drive_soon(self) -> None: ...
+    def cancel(self, transfer: Transfer) -> None: ...
+
+
+class CurlRequest(HTTPRequest):
+    """Tornado's request, with what it cannot say: a raw target, a streamed upload, a transfer in progress.
+
+    ``header_callback`` and ``streaming_callback`` are handed to libcurl as they are and called from inside it (rule 2):
+    both get ``bytes``, one header line or one piece of body; the latter may return ``WRITEFUNC_PAUSE``.
+    """
+
+    def __init__(self, transfer: Transfer, request: UpstreamRequest, origin: str, target: str) -> None:
+        super().__init__(
+            origin + "/",
+            method=request.method,
+            headers=request.headers,
+            connect_timeout=request.connect_timeout or FOREVER,
+            request_timeout=0,
+            follow_redirects=False,
+            decompress_response=False,
+            allow_nonstandard_methods=True,
+            header_callback=transfer.on_header,  # type: ignore[arg-type]
+            streaming_callback=transfer.on_chunk,  # type: ignore[arg-type]
+        )
+        self.target = target
+        self.header_lines = _header_lines(request)
+        self.upload = request.body
+        self.fresh = request.fresh_connection
+        self.transfer = transfer
+
+
+def _header_lines(request: UpstreamRequest) -> list[bytes]:
+    """Return HTTPHEADER: the request's fields as they are, and those that libcurl would invent, suppressed."""
+    headers = request.headers
+    # "Name;" sends an empty field, "Name:" none at all (CURLOPT_HTTPHEADER).
+    lines = [f"{name}: {value}" if value else f"{name};" for name, value in headers.get_all()]
+    # A callback-driven upload makes libcurl wait for "100 Continue" unless Expect is suppressed.
+    lines.append("Expect: 100-continue" if request.expect_continue else "Expect:")
+    if "User-Agent" not in headers:
+        lines.append("User-Agent:")
+    if "Accept" not in headers:
+        lines.append("Accept:")
+    if isinstance(request.body, BodyPipe) and request.body.length is None:
+        lines.append("Transfer-Encoding: chunked")
+    return "\n".join(lines).encode("latin-1").split(b"\n")
+
+
+class Transfer:
+    """One request in libcurl's hands, and what came back so far.
+
+    Ends exactly once, in `finish` (libcurl says so) or `cancel` (we do).
+    """
+
+    __slots__ = (
+        "_answered_417",
+        "_driver",
+        "_ends_at_head",
+        "_expecting",
+        "_interim",
+        "_lines",
+        "_on_interim",
+        "_recv_paused",
+        "_send_paused",
+        "_sends",
+        "curl",
+        "error",
+        "head",
+        "origin",
+        "queue_timer",
+        "response",
+        "stream",
+        "trailers",
+        "upload",
+    )
+
+    def __init__(self, driver: Driver, request: UpstreamRequest, origin: str) -> None:
+        self.origin = origin
+        # Resolved with the response at the end of its head, or failed.
+        self.head: asyncio.Future[UpstreamResponse] = driver.loop.create_future()
+        self.stream = BodyPipe(request.buffer_size)
+        self.upload = request.body if isinstance(request.body, BodyPipe) else None
+        # Set once the final head is complete; header lines after that are trailers.
+        self.response: UpstreamResponse | None = None
+        self.trailers: list[bytes] = []
+        # What a callback found wrong; it outranks the error that libcurl then reports.
+        self.error: ProxyError | None = None
+        # Set while libcurl has the request; None before (queued) and after.
+        self.curl: pycurl.Curl | None = None
+        self.queue_timer: asyncio.TimerHandle | None = None
+        # libcurl would wait for the body of an answer to HEAD when the request has one; see _take_head.
+        self._ends_at_head = request.method == "HEAD" and request.body is not None
+        # Times that libcurl was about to send the request; see on_prereq.
+        self._sends = 0
+        # The upstream has been asked whether it wants the body, and has not said so yet.
+        self._expecting = request.expect_continue
+        self._answered_417 = False
+        self._on_interim = request.on_interim
+        self._driver = driver
+        self._lines: list[bytes] = []
+        self._interim = 0
+        self._send_paused = False
+        self._recv_paused = False
+
+    # -- called by libcurl (rules 1 and 2)
+
+    def on_prereq(self, _ip: str, _local_ip: str, _port: int, local_port: int) -> int:
+        """Allow the request to be sent once, on a quiet connection; called when libcurl is about to use one.
+
+        libcurl takes a connection that it looked at less than a second ago for healthy, and repeats a request, whatever
+        its method, when a reused connection dies before the first byte of an answer (``Curl_retry_request``). Both are
+        refused here, which it reports as E_ABORTED_BY_CALLBACK: bytes that wait on an idle connection belong to no
+        request of ours, and whether a second try is safe (RFC 9110 section 9.2.2) only the forwarder knows.
+        """
+        self._sends += 1
+        if self._sends > 1:
+            return int(pycurl.PREREQFUNC_ABORT)
+        if self._driver.sockets.is_quiet(local_port):
+            return int(pycurl.PREREQFUNC_OK)
+        self.error = UpstreamClosed(
+            f"upstream {self.origin} closed a kept-alive connection", phase=Phase.CONNECT, upstream=self.origin
+        )
+        # Not a byte has left.
+        self.error.retry = Retry.ALWAYS
+        return int(pycurl.PREREQFUNC_ABORT)
+
+    def on_header(self, line: bytes) -> int | None:
+        """Take one line: status line, fields, blank; again after an interim response; then trailers."""
+        if self.response is not None:
+            if len(self.trailers) < 100:
+                self.trailers.append(line)
+            return None
+        if line not in (b"\r\n", b"\n"):
+            self._lines.append(line)
+            return None
+        lines, self._lines = self._lines, []
+        try:
+            return self._take_head(lines)
+        except ValueError as exc:
+            return self._refuse(f"sent an invalid head: {exc}")
+
+    def on_chunk(self, chunk: bytes) -> int | None:
+        """Take one piece of body, or none of it: libcurl keeps it until the transfer is resumed."""
+        stream = self.stream
+        if stream.full:
+            self._recv_paused = True
+            return int(pycurl.WRITEFUNC_PAUSE)
+        stream.write(chunk)
+        return None
+
+    def on_read(self, limit: int) -> bytes | int:
+        """Give up to ``limit`` bytes of the upload; ``b""`` is its end."""
+        assert self.upload is not None
+        if self._expecting:
+            # The upstream said 100, or nothing for as long as libcurl waits (CONTINUE_TIMEOUT).
+            self._expecting = False
+            self._tell_interim(100, "Continue", HTTPHeaders())
+        try:
+            chunk = self.upload.take(limit)
+        except ProxyError as exc:
+            self.error = exc
+            return int(pycurl.READFUNC_ABORT)
+        if chunk is None:
+            self._send_paused = True
+            return int(pycurl.READFUNC_PAUSE)
+        return chunk
+
+    def _take_head(self, lines: list[bytes]) -> int | None:
+        version, _, rest = lines[0].rstrip().decode("latin-1").partition(" ")
+        code, _, reason = rest.partition(" ")
+        if len(code) != 3 or not code.isdecimal():
+            return self._refuse(f"sent an invalid status line: {rest!r}")
+        status = int(code)
+        if 100 <= status < 200 and status != 101:
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                return self._refuse("sent too many interim responses")
+            if status != 100:
+                self._tell_interim(status, reason, parse_fields(lines[1:]))
+            return None
+        if not 200 <= status < 600:
+            # libcurl takes an unasked 101 for a final response and what follows for its body.
+            return self._refuse(f"answered with status {status}")
+        self.response = UpstreamResponse(
+            status, reason, parse_fields(lines[1:]), self.stream, self.origin, version=version, on_abort=self.cancel
+        )
+        if status == 417 and self._expecting:
+            # libcurl drops this body and is about to send the request again, without the expectation, which on_prereq
+            # refuses.
+            self.response.headers["Content-Length"] = "0"
+            self._answered_417 = self._ends_at_head = True
+        if not self.head.done():
+            self.head.set_result(self.response)
+        if self._ends_at_head:
+            self._driver.loop.call_soon(self._end_at_head)
+        return None
+
+    def _tell_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        if self._on_interim is not None:
+            self._driver.loop.call_soon(self._on_interim, status, reason, headers)
+
+    def _refuse(self, what: str) -> int:
+        self.error = InvalidResponse(f"upstream {self.origin} {what}", phase=Phase.HEAD, upstream=self.origin)
+        return -1
+
+    # -- called from the loop
+
+    def resume_receiving(self) -> None:
+        """The response's pipe has room again."""
+        if self._recv_paused:
+            self._recv_paused = False
+            self._unpause()
+
+    def resume_sending(self) -> None:
+        """The upload's pipe has bytes again, or its end."""
+        if self._send_paused:
+            self._send_paused = False
+            self._unpause()
+
+    def _unpause(self) -> None:
+        if self.curl is None:
+            return
+        # pause() sets both directions at once (curl_easy_pause(3)).
+        still = (pycurl.PAUSE_RECV if self._recv_paused else 0) | (pycurl.PAUSE_SEND if self._send_paused else 0)
+        try:
+            self.curl.pause(still)
+        except pycurl.error:
+            # The transfer broke while it was paused; libcurl reports that error when it is next driven.
+            log.debug("transfer to %s broke while paused", self.origin)
+        self._driver.drive_soon()
+
+    def finish(self, errno: int = 0, message: str = "") -> None:
+        """libcurl is done with the request. The handle is returned by the driver after this."""
+        error = self.error
+        if errno and error is None and not self._answered_417:
+            error = self._map_error(errno, message)
+        if self.response is not None:
+            self.response.timings.update(self._timings())
+        if error is None and self.response is None:
+            error = UpstreamClosed(
+                f"upstream {self.origin} closed without an answer", phase=Phase.HEAD, upstream=self.origin
+            )
+        self.curl = None
+        if error is None:
+            self.stream.close()
+        else:
+            self.fail(error)
+
+    def fail(self, error: ProxyError) -> None:
+        if self.response is None:
+            if not self.head.done():
+                self.head.set_exception(error)
+        else:
+            self.stream.fail(error)
+
+    def _end_at_head(self) -> None:
+        self.cancel()
+        self.stream.close()
+
+    def cancel(self) -> None:
+        """End at once: the connection is closed, the handle free. Idempotent."""
+        self._driver.cancel(self)
+
+    def _map_error(self, errno: int, message: str) -> ProxyError:
+        kind, phase = _ERRORS.get(errno, (UpstreamError, None))
+        if phase is None:
+            phase = Phase.HEAD if self.response is None else Phase.BODY
+        return kind(
+            f"upstream {self.origin}: {message or 'failed'} (libcurl {errno})", phase=phase, upstream=self.origin
+        )
+
+    def _timings(self) -> dict[str, float]:
+        assert self.curl is not None
+        getinfo = self.curl.getinfo
+        return {
+            "resolve": getinfo(pycurl.NAMELOOKUP_TIME),
+            "connect": getinfo(pycurl.CONNECT_TIME),
+            "tls": getinfo(pycurl.APPCONNECT_TIME),
+            "head": getinfo(pycurl.STARTTRANSFER_TIME),
+            "upstream": getinfo(pycurl.TOTAL_TIME),
+        }
+
+
+def bytes_reader(body: bytes) -> Callable[[int], bytes]:
+    """Return a READFUNCTION that gives ``body``."""
+    view = memoryview(body)
+    position = 0
+
+    def read(limit: int) -> bytes:
+        nonlocal position
+        chunk = bytes(view[position : position + limit])
+        position += len(chunk)
+        return chunk
+
+    return read
