@@ -25,8 +25,8 @@ class SocketWatch:
         self._loop = loop
         self._call = on_ready
         self._epoll = select.epoll()
-        # Sockets that are wanted now; others may still be in the epoll, idle.
-        self._watched: set[int] = set()
+        # Sockets that are wanted now, and whether for writing too; others may still be in the epoll, idle.
+        self._watched: dict[int, bool] = {}
         # Sockets that became readable while they were idle.
         self._noisy: set[int] = set()
         # What the last look found readable; None when there was none in this turn of the loop.
@@ -38,7 +38,7 @@ class SocketWatch:
 
     def watch(self, fd: int, readable: bool, writable: bool) -> None:
         """Watch ``fd``, for the first time or otherwise than before."""
-        self._watched.add(fd)
+        self._watched[fd] = writable
         mask = (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)
         try:
             self._epoll.modify(fd, mask)
@@ -49,7 +49,12 @@ class SocketWatch:
 
     def unwatch(self, fd: int) -> None:
         """``fd`` is idle now, or about to be closed; the kernel forgets a closed socket by itself."""
-        self._watched.discard(fd)
+        if self._watched.pop(fd, False):
+            # Answered before it was watched for reading. An idle socket can always be written to, which says nothing.
+            try:
+                self._epoll.modify(fd, select.EPOLLIN)
+            except OSError as exc:
+                log.debug("socket %d: %s", fd, exc)
 
     def is_quiet(self, local_port: int) -> bool:
         """Return whether nothing, not even the end, waits to be read on the connection with this local port.
@@ -81,6 +86,8 @@ class SocketWatch:
         for fd, events in self._epoll.poll(0):
             if fd in self._watched:
                 self._call(fd, bool(events & _READABLE), bool(events & select.EPOLLOUT))
+                continue
+            if not events & _READABLE:
                 continue
             # Bytes or the end on an idle connection. The client, or is_quiet, finds that out before it is used again;
             # until then we must not be woken for it over and over.
