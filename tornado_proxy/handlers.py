@@ -158,7 +158,10 @@ class ProxyHandler(RequestHandler):
         self._exchange = exchange = Exchange(self, options, client, inbound)
         if self._stream_request_body:
             self._receive_body(exchange.upload is not None)
-        await exchange.run()
+        try:
+            await exchange.run()
+        finally:
+            self._exchange = None
 
     def _judge(self) -> Inbound:
         """Step (1): refuse what is ambiguous before anything is sent upstream."""

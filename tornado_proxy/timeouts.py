@@ -57,6 +57,18 @@ class _Nursery:
 _nursery: _Nursery | None = None
 
 
+def _nobody(error: ProxyError) -> None:
+    """Stand for the exchange once it is over."""
+
+
+def _nothing() -> int:
+    return 0
+
+
+def _nowhere() -> bool:
+    return False
+
+
 class Watchdog:
     """Calls ``on_timeout(error)``, once, when the exchange has waited too long. Owned and stopped by the exchange."""
 
@@ -142,6 +154,9 @@ class Watchdog:
         self._arm()
 
     def stop(self) -> None:
+        """Look no more, and let go of the exchange: the two would wait for the garbage collector together."""
+        self._on_timeout, self._unsent, self._has_left = _nobody, _nothing, _nowhere
+        self.response = self.upload = None
         if self._nursery is not None:
             self._nursery.young.discard(self)
         self._cancel_timer()

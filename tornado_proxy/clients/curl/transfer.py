@@ -310,6 +310,7 @@ class Transfer:
                 f"upstream {self.origin} closed without an answer", phase=Phase.HEAD, upstream=self.origin
             )
         self.curl = None
+        self._let_go()
         if error is None:
             self.stream.close()
         else:
@@ -329,6 +330,15 @@ class Transfer:
     def cancel(self) -> None:
         """End at once: the connection is closed, the handle free. Idempotent."""
         self._driver.cancel(self)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Nobody needs to call us any more. What refers to itself in a circle waits for the garbage collector."""
+        self.stream.on_drain = None
+        if self.upload is not None:
+            self.upload.on_data = None
+        if self.response is not None:
+            self.response.on_abort = None
 
     def _map_error(self, errno: int, message: str) -> ProxyError:
         kind, phase = _ERRORS.get(errno, (UpstreamError, None))
