@@ -269,7 +269,7 @@ class TestLargeBodies:
         upstream, proxy = served
         upstream.timeout = 5 + size / MIB
         await warm_up(upstream, proxy)
-        rss = proxy.rss()
+        rss, started = proxy.rss(), monotonic()
         downstream = await Downstream.connect(proxy.port)
         if direction == "download":
             await downstream.request("GET", "/x")
@@ -303,6 +303,11 @@ class TestLargeBodies:
             received += count
         await sending
         assert received == size
+        # Shown by pytest -rP: the figures are worth keeping.
+        print(
+            f"{direction} of {size // MIB} MiB in {monotonic() - started:.1f} s: "
+            f"{rss / MIB:.1f} MiB resident before, {peak / MIB:.1f} MiB at most"
+        )
         assert peak - rss < 8 * MIB
         if direction == "upload":
             await conn.respond(204)
