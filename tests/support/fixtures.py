@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.certificates import OPENSSL, Certificates, make_certificates
 from tests.support.logs import LogGuard
 from tests.support.upstream import EchoUpstream, ScriptedUpstream
 
@@ -25,6 +26,14 @@ def expect_log() -> Iterator[LogGuard]:
     finally:
         logging.getLogger().removeHandler(guard)
     guard.check()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """A certificate authority of our own, and what it certified."""
+    if OPENSSL is None:
+        pytest.skip("openssl, which makes the certificates, is not installed")
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
