@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import random
 import socket
 import struct
 import termios
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 
 import pytest
 
 from tests.support.downstream import Downstream
-from tests.support.wire import LAST_CHUNK, WireClosed, chunk
+from tests.support.wire import chunk
 from tornado_proxy import forwarder
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -100,6 +98,32 @@ class TestUpstreamSeesTheEnd:
         downstream = await running.ask("GET", "/x")
         conn, _ = await upstream.request()
         await check(running, conn, getattr(downstream, leave), "head")
+
+    @LEAVE
+    @pytest.mark.parametrize(
+        "method",
+        [
+            # Not run: the exchange that is left behind would make the teardown fail as well.
+            pytest.param(
+                "GET",
+                marks=pytest.mark.xfail(
+                    run=False, reason="Tornado tells nobody of an end that it sees before it waits for the response"
+                ),
+            ),
+            "POST",
+        ],
+    )
+    async def test_before_the_request_was_read(self, proxy, upstream, leave, method):
+        """The request and the end arrive together, before the proxy has looked at either."""
+        running = await proxy(upstream.url)
+        downstream = await running.connect()
+        # Nothing is awaited, so the loop, which is the proxy's too, does not turn between the two.
+        length = "Content-Length: 3\r\n\r\nabc" if method == "POST" else "\r\n"
+        downstream.sock.send(f"{method} /x HTTP/1.1\r\nHost: h\r\n{length}".encode())
+        getattr(downstream, leave)()
+        # The kernel hands over what came before a reset.
+        assert (await running.next_outcome()).side == "downstream"
+        await until(lambda: all(conn.is_closed_by_other() for conn in upstream.connections), "the upstream saw the end")
 
     @LEAVE
     async def test_while_the_body_is_idle(self, proxy, upstream, leave):
@@ -194,62 +218,18 @@ class TestUpstreamSeesTheEnd:
         assert upstream.accepted == 1
         assert len(running.outcomes) == 3
 
-
-class TestNothingIsLeft:
-    """FA-02, FA-27: downstreams that leave anywhere, many at a time, leave nothing behind."""
-
-    async def test_after_three_hundred_that_left_at_random_points(self, proxy, upstream):
-        chance = random.Random(9)
-        body = PIECE * 4
-
-        async def serve(conn, request):
-            await conn.send_head(200, CHUNKED)
-            for _ in range(4):
-                await conn.send_chunk(body)
-            await conn.send(LAST_CHUNK)
-
-        upstream.serve(serve)
-        running = await proxy(upstream.url, client_options={"max_clients": 20})
-        # What the first exchange sets up for good is no leak.
-        assert (await running.get("/warm")).complete
-        await running.next_outcome()
-        tasks = asyncio.all_tasks()
-
-        def descriptors_left() -> int:
-            # Kept-alive connections are no leak: each has a descriptor at either end, here both ours.
-            kept = sum(conn.sock.fileno() >= 0 for conn in upstream.connections)
-            return len(list(Path("/proc/self/fd").iterdir())) - 2 * kept
-
-        async def leave_somewhere(number: int) -> None:
-            downstream = await Downstream.connect(running.port, receive_buffer=4096 if number % 3 else None)
-            try:
-                if number % 4 == 0:
-                    await downstream.send(upload_head("chunked" if number % 8 else "length"))
-                    for _ in range(chance.randrange(4)):
-                        await downstream.send(piece("chunked" if number % 8 else "length", PIECE[:9000]))
-                elif number % 4 == 1:
-                    await downstream.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"[: chance.randrange(28)])
-                else:
-                    await downstream.request("GET", "/x")
-                    for _ in range(chance.randrange(6)):
-                        await downstream.read_some(chance.randrange(1, 65536))
-                for _ in range(chance.randrange(10)):
-                    await asyncio.sleep(0)
-            except (ConnectionError, WireClosed):
-                pass
-            finally:
-                (downstream.reset if chance.random() < 0.5 else downstream.close)()
-
-        before = descriptors_left()
-        for start in range(0, 300, 50):
-            await asyncio.gather(*(leave_somewhere(number) for number in range(start, start + 50)))
-        await until(lambda: forwarder.active_exchanges() == 0, "every exchange ended")
-        await until(lambda: not upstream.busy, "no upstream connection stayed in the middle of an exchange")
-        await until(lambda: descriptors_left() <= before, "every descriptor came back")
-        await until(
-            lambda: not [task for task in asyncio.all_tasks() - tasks if "_serve" not in repr(task.get_coro())],
-            "every task ended",
-        )
-        assert len(running.outcomes) <= 301
-        # And it still works.
-        assert (await running.get("/after")).body == body * 4
+    @LEAVE
+    async def test_while_queued_without_a_limit_of_time(self, proxy, upstream, leave):
+        running = await proxy(upstream.url, client_options={"max_clients": 1}, connect_timeout=None)
+        first = await running.ask("GET", "/first")
+        conn, _ = await upstream.request()
+        second = await running.ask("GET", "/second")
+        await until(lambda: forwarder.active_exchanges() == 2, "the second request waited")
+        getattr(second, leave)()
+        assert (await running.next_outcome()).side == "downstream"
+        await conn.respond(200, body=b"first")
+        assert (await first.read_response()).body == b"first"
+        third = await running.ask("GET", "/third")
+        assert (await conn.read_request()).target == "/third"
+        await conn.respond(200, body=b"third")
+        assert (await third.read_response()).body == b"third"
