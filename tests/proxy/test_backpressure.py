@@ -10,18 +10,22 @@ import contextlib
 import hashlib
 import os
 import socket
+import tracemalloc
 from time import monotonic
 
 import pytest
 
 from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
+from tests.support.memory import bytes_held
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import chunk
+from tornado_proxy.forwarder import active_exchanges
 
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 256
+CHUNK = chunk(PIECE)
 # What may be under way when one side reads nothing: what the proxy holds, and what the kernel does for the two sockets
 # that the test cannot shrink, the proxy's own (net.ipv4.tcp_wmem and tcp_rmem let each grow to megabytes).
 HELD = 1 * MIB
@@ -31,11 +35,16 @@ FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
 LARGE = int(os.environ.get("TORNADO_PROXY_LARGE", "0"))
 
 
-@pytest.fixture
-async def served():
-    """Yield an upstream and the standalone proxy in front of it."""
+# glibc keeps small blocks that were freed for later; with this, what is freed is the system's again at once, so that
+# resident memory is memory held.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "8192", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+@pytest.fixture(params=[{}], ids=[""])
+async def served(request):
+    """Yield an upstream and the standalone proxy in front of it, which has the environment of the parameter."""
     async with ScriptedUpstream() as upstream:
-        starting = StandaloneProxy("--to", upstream.url)
+        starting = StandaloneProxy("--to", upstream.url, env=request.param)
         proxy = await asyncio.to_thread(starting.__enter__)
         try:
             yield upstream, proxy
@@ -56,7 +65,7 @@ class Sender:
         self.sock = sock
         self.sent = 0
         self.since = monotonic()
-        self._data = chunk(PIECE) if framing == "chunked" else PIECE
+        self._data = CHUNK if framing == "chunked" else PIECE
         self._task = asyncio.get_running_loop().create_task(self._send())
 
     async def _send(self) -> None:
@@ -146,6 +155,7 @@ class TestNobodyReads:
         downstream.close()
 
     @DIRECTIONS
+    @pytest.mark.parametrize("served", [EXACT], ids=["exact"], indirect=True)
     async def test_a_hundred_cost_little_and_go_without_a_trace(self, served, direction):
         upstream, proxy = served
         await warm_up(upstream, proxy)
@@ -153,7 +163,8 @@ class TestNobodyReads:
         rss, fds = proxy.rss(), proxy.fds()
         pairs = [await START[direction](upstream, proxy, ("chunked", "length")[n % 2]) for n in range(100)]
         await until(lambda: all(sender.stalled() for _, sender in pairs), "all senders were held back", 10)
-        assert proxy.rss() - rss < 64 * MIB
+        most = proxy.rss()
+        assert most - rss < 64 * MIB
         # Others do not notice.
         async with await Downstream.connect(proxy.port) as other:
             started = monotonic()
@@ -163,7 +174,7 @@ class TestNobodyReads:
             assert (await other.read_response()).body == b"other"
             assert monotonic() - started < 0.5
             conn.close()
-        # They leave: what they held is given back. malloc may keep some of it.
+        # They leave: what they held is given back.
         for _, sender in pairs:
             await sender.stop()
         for downstream, _ in pairs:
@@ -172,8 +183,52 @@ class TestNobodyReads:
         for conn in upstream.connections:
             if direction == "upload":
                 conn.close()
+        left = monotonic()
         await until(lambda: proxy.fds() <= fds, "the descriptors came back", 2)
-        assert proxy.rss() - rss < 48 * MIB
+        # What stays are libcurl's hundred handles, for those who come next, and blocks too small for EXACT.
+        await until(lambda: proxy.rss() - rss < 20 * MIB, "the memory came back", left + 2 - monotonic())
+        print(f"{direction}: {[round(each / MIB, 1) for each in (rss, most, proxy.rss())]} MiB before, during, after")
+
+
+class TestBytesHeld:
+    """BP-03, BP-09: counted where they are held, by a proxy in this process."""
+
+    @DIRECTIONS
+    async def test_a_hundred_hold_little_and_leave_nothing(self, proxy, upstream, direction):
+        running = await proxy(upstream.url)
+        async with await Downstream.connect(running.port) as downstream:
+            await downstream.request("GET", "/warm")
+            conn, _ = await upstream.request()
+            await conn.respond(200, [("Connection", "close")], b"warm")
+            assert (await downstream.read_response()).body == b"warm"
+            await conn.closed()
+        tracemalloc.start()
+        try:
+            allocated = tracemalloc.get_traced_memory()[0]
+            pairs = [await START[direction](upstream, running, ("chunked", "length")[n % 2]) for n in range(100)]
+            await until(lambda: all(sender.stalled() for _, sender in pairs), "all senders were held back", 20)
+            held, most = bytes_held(), tracemalloc.get_traced_memory()[0] - allocated
+            # As much as the option buffer_size says, and the piece that came last; in all, little more than that.
+            assert 100 * 64 * 1024 < held < 100 * (256 + 128) * 1024
+            assert most < 64 * MIB
+            for downstream, sender in pairs:
+                await sender.stop()
+                downstream.reset()
+            left = monotonic()
+            await until(lambda: active_exchanges() == 0, "every exchange ended", 2)
+            for conn in upstream.connections:
+                conn.close()
+            assert bytes_held() < 64 * 1024
+            # Without help from the collector of cycles, whose turn may come much later.
+            await until(
+                lambda: tracemalloc.get_traced_memory()[0] - allocated < 4 * MIB,
+                "the memory came back",
+                left + 2 - monotonic(),
+            )
+            after = tracemalloc.get_traced_memory()[0] - allocated
+        finally:
+            tracemalloc.stop()
+        print(f"{direction}: {[round(each / MIB, 2) for each in (held, most, after)]} MiB held, allocated, left")
 
 
 class TestSlowReader:

@@ -5,6 +5,7 @@
 ``downstream``  :class:`Downstream`, a client that sends and shows exact bytes
 ``proxy``       a proxy on the test's own event loop, and what must be true once it is stopped
 ``logs``        the guard that fails a test on a log line it did not expect
+``memory``      how many bytes of bodies are held
 ``certificates`` an authority of our own, and what it certified
 ``process``     the standalone proxy as a subprocess
 ``fixtures``    the pytest fixtures over all of these, loaded by ``tests/conftest.py``
