@@ -1,7 +1,8 @@
 """git's own server, ``git http-backend``, behind the standard library's HTTP server.
 
 Run as ``python -m tests.real.git_upstream DIRECTORY``: serves the bare repositories in that directory, for reading and
-writing, and says where it listens and then a line for each request: method, framing of its body, length, target.
+writing, and says where it listens and then a line for each request: method, framing of its body, its length as it came,
+its coding, its length once decoded, target.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ class GitHandler(BaseHTTPRequestHandler):
         return bytes(body)
 
     def relay(self, framing: str, body: bytes) -> None:
-        print(self.command, framing, len(body), self.path, flush=True)
-        encoding = self.headers.get("Content-Encoding", "")
+        came = len(body)
+        encoding = self.headers.get("Content-Encoding", "identity")
         if encoding in ("gzip", "x-gzip"):
             # CGI wants CONTENT_LENGTH of what it reads, and http-backend could inflate; here it is done once, for both.
             body = gzip.decompress(body)
+        print(self.command, framing, came, encoding, len(body), self.path, flush=True)
         path, _, query = self.path.partition("?")
         done = subprocess.run(
             ["git", "http-backend"],

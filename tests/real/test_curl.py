@@ -13,7 +13,7 @@ import pytest
 
 from tests.real.nginx import NGINX, Nginx
 from tests.support.process import StandaloneProxy
-from tests.support.upstream import EchoUpstream
+from tests.support.upstream import EchoUpstream, ScriptedUpstream
 
 CURL = shutil.which("curl")
 
@@ -80,6 +80,28 @@ class TestDownloads:
     def test_a_connection_is_used_again(self, url: str) -> None:
         said = curl("-w", "%{num_connects}\n", "-o", os.devnull, url, "-o", os.devnull, url)
         assert said.split() == [b"1", b"0"]
+
+
+class TestHttp10:
+    async def test_a_response_without_a_length_ends_with_the_connection(self, upstream: ScriptedUpstream) -> None:
+        with StandaloneProxy("--to", upstream.url) as proxy:
+            asking = asyncio.ensure_future(curl_in_thread("--http1.0", "-i", f"http://127.0.0.1:{proxy.port}/x"))
+            conn, request = await upstream.request()
+            assert request.start_line == "GET /x HTTP/1.1"
+            await conn.send_head(200, [("Transfer-Encoding", "chunked")])
+            await conn.send_chunk(b"one")
+            await conn.send_chunk(b"two")
+            await conn.send_chunk(b"")
+            head, _, body = (await asking).partition(b"\r\n\r\n")
+        assert body == b"onetwo"
+        assert b"transfer-encoding" not in head.lower()
+        assert b"keep-alive" not in head.lower()
+
+    async def test_an_upload_of_a_file_and_no_more(self, echo: EchoUpstream, content: bytes, tmp_path: Path) -> None:
+        with StandaloneProxy("--to", echo.url) as proxy:
+            await curl_in_thread("--http1.0", "-T", tmp_path / "big.bin", f"http://127.0.0.1:{proxy.port}/up")
+        request = echo.requests[-1]
+        assert (request.version, request.content_length, request.body) == ("HTTP/1.1", SIZE, content)
 
 
 class TestUploads:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -45,6 +47,23 @@ def git(*arguments: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A request as git's server saw it; ``size`` is that of the body on the wire, ``decoded`` without its coding."""
+
+    method: str
+    framing: str
+    size: int
+    coding: str
+    decoded: int
+    target: str
+
+    @classmethod
+    def read(cls, line: str) -> Self:
+        method, framing, size, coding, decoded, target = line.split()
+        return cls(method, framing, int(size), coding, int(decoded), target)
+
+
 class GitUpstream:
     """The server of the repositories in a directory, and what was asked of it."""
 
@@ -52,11 +71,11 @@ class GitUpstream:
         self._process = process
         self.url = url
 
-    def stop(self) -> list[str]:
-        """End it and return a line for each request: method, framing, length of the body, target."""
+    def stop(self) -> list[Seen]:
+        """End it and return each request that it saw."""
         self._process.terminate()
         said, _ = self._process.communicate(timeout=10)
-        return said.splitlines()
+        return [Seen.read(line) for line in said.splitlines()]
 
 
 @pytest.fixture
@@ -122,12 +141,11 @@ class TestGit:
         pushed = git("rev-parse", "main", cwd=repositories / "r.git")
         assert pushed == git("rev-parse", "HEAD", cwd=copy)
         git("fsck", "--strict", cwd=repositories / "r.git")
-        posts = [line.split() for line in upstream_git.stop() if line.startswith("POST")]
-        chunked = [int(size) for _, framing, size, target in posts if framing == "chunked" and "receive" in target]
-        assert max(chunked, default=0) > BIG, posts
+        packs = [seen for seen in upstream_git.stop() if seen.target.endswith("/git-receive-pack") and seen.size > BIG]
+        assert [(seen.method, seen.framing) for seen in packs] == [("POST", "chunked")]
 
     def test_many_refs_make_a_compressed_request_that_arrives_as_it_is(
-        self, tmp_path: Path, repositories: Path, remote: str
+        self, tmp_path: Path, repositories: Path, upstream_git: GitUpstream, remote: str
     ) -> None:
         # git compresses what it wants and has once that is longer than 1 KiB.
         git("clone", "--quiet", remote, "copy", cwd=tmp_path)
@@ -139,3 +157,11 @@ class TestGit:
         git("fetch", "--quiet", "origin", cwd=tmp_path / "copy")
         branches = git("branch", "--remotes", cwd=tmp_path / "copy")
         assert len(re.findall(r"origin/n\d+", branches)) == 40
+        asked = [seen for seen in upstream_git.stop() if seen.coding == "gzip"]
+        assert asked
+        for seen in asked:
+            assert (seen.method, seen.framing) == ("POST", "length")
+            assert seen.target.endswith("/git-upload-pack")
+            # Nobody inflated it on the way: 40 names of 40 digits were fewer bytes on the wire.
+            assert seen.size < seen.decoded
+            assert seen.decoded > 40 * 40
