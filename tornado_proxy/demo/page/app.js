@@ -22,6 +22,8 @@ setClock();
 setInterval(setClock, 30000);
 document.addEventListener("visibilitychange", setClock);
 
+// The two clocks agree to a fraction of a millisecond; less than nothing, by less than one, is nothing.
+const notNegative = (value) => (value > -1 ? Math.max(0, value) : value);
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ms`;
 const mebibytes = (bytes) => bytes < 1024 * MIB ? `${(bytes / MIB).toFixed(1)} MiB` : `${(bytes / MIB / 1024).toFixed(2)} GiB`;
 const timeOfDay = (ms) => {
@@ -86,7 +88,7 @@ function closeEvents() {
 function showEvent(event) {
   const arrived = now();
   const { sent } = JSON.parse(event.data);
-  const delay = arrived - sent * 1000;
+  const delay = notNegative(arrived - sent * 1000);
   events += 1;
   delays.push(delay);
   if (delays.length > DELAYS) delays.shift();
