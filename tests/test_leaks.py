@@ -122,10 +122,6 @@ async def unread() -> AsyncIterator[ScriptedUpstream]:
         yield scripted
 
 
-# Not run: the exchanges that are left behind would make the teardown fail as well.
-@pytest.mark.xfail(
-    run=False, reason="Tornado tells nobody of an end that it sees before it waits for the response; see test_cancel"
-)
 class TestAThousandThatLeave:
     async def test_leave_no_descriptor_task_handle_or_upstream_connection(self, proxy, upstream, unread):
         upstream.timeout = 30

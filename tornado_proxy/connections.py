@@ -38,6 +38,9 @@ class ServerConnection(Protocol):
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx response before the final one."""
 
+    def closed(self) -> bool:
+        """Return whether the connection is known to have ended."""
+
     def unsent(self) -> int:
         """Return how many bytes of what was written wait for the other end to read."""
 
@@ -75,6 +78,11 @@ class TornadoConnection:
         else:
             # The server loop finds that out in the next turn; a response that is complete before would make it close.
             connection._read_finished = True
+            # It listens for the end from then on too, and never tells of one that it has seen before.
+            on_close = connection._close_callback
+            connection.stream.set_close_callback(on_close)
+            if connection.stream.closed() and on_close is not None:
+                on_close()
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         stream = self._connection.stream
@@ -82,6 +90,9 @@ class TornadoConnection:
             return
         lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all()), "", ""]
         stream.write("\r\n".join(lines).encode("latin-1"))
+
+    def closed(self) -> bool:
+        return self._connection.stream is None or self._connection.stream.closed()
 
     def unsent(self) -> int:
         # IOStream has no public count. writing() says whether, the two indexes how much is left.

@@ -175,9 +175,10 @@ class Exchange:
 
     def stop(self, error: ProxyError) -> None:
         """End the exchange with ``error``, wherever it is waiting. The first call counts."""
-        if self._stopped is None and not self._ending and self._task is not None:
+        if self._stopped is None and not self._ending:
             self._stopped = error
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     # -- the story
 
@@ -189,6 +190,8 @@ class Exchange:
         self._task = asyncio.current_task()
         _exchanges.add(self)
         try:
+            if self._stopped is not None:
+                raise self._stopped
             await self._forward()
         except asyncio.CancelledError:
             if self._stopped is None:

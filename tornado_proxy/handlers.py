@@ -207,6 +207,9 @@ class ProxyHandler(RequestHandler):
     def _on_body_end(self, body: Future[None]) -> None:
         if self._exchange is not None and not body.cancelled() and body.exception() is None:
             self._exchange.received_all()
+            if self._connection.closed():
+                # Tornado listens for the end from now on, and never tells of one that it has seen before.
+                self.on_connection_close()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         if self._exchange is None:
@@ -215,9 +218,12 @@ class ProxyHandler(RequestHandler):
         return room
 
     def on_connection_close(self) -> None:
-        super().on_connection_close()
-        if self._exchange is not None and not self._aborted:
-            self._exchange.downstream_closed()
+        exchange = self._exchange
+        if exchange is None or exchange.upload is not None:
+            # Says that the body has broken off, which one that does not exist cannot.
+            super().on_connection_close()
+        if exchange is not None and not self._aborted:
+            exchange.downstream_closed()
 
     def clear(self) -> None:
         """Reset headers and content, as Tornado does. Which software stands here is nobody's business."""
@@ -290,8 +296,8 @@ class ProxyHandler(RequestHandler):
         if "Content-Length" not in self._headers and self.request.version != "HTTP/1.1":
             # Tornado would keep the connection and the client wait for an end that never comes.
             self._connection.close_after_response()
-        if response.status == 206 or "no-transform" in self._headers.get("Cache-Control", ""):
-            # compress_response would make nonsense of a range.
+        if response.status in (204, 206, 304) or "no-transform" in self._headers.get("Cache-Control", ""):
+            # compress_response would make nonsense of a range, and a body of nothing.
             self._transforms = []
         self._write_buffer = [chunk] if chunk else []
         return self.flush()
@@ -398,10 +404,15 @@ def _matched_tail(handler: ProxyHandler, path: str) -> tuple[str | None, str]:
     regex = _find_pattern(handler.application.default_router, handler)
     match = regex.match(handler.request.path) if regex is not None else None
     if match is None or match.re.groups == 0:
-        return None, path
-    tail = match.group(1) or ""
-    prefix = path[: len(path) - len(tail)] if path.endswith(tail) else None
-    return (prefix.rstrip("/") if prefix is not None else None), tail
+        return "", path
+    start, end = match.span(1)
+    if start < 0:
+        # The group took no part in the match.
+        return path.rstrip("/"), ""
+    # Scheme and host of an absolute-form target stand before its path, and are no part of it.
+    offset = max(len(handler.request.path) - len(path), 0)
+    start, end = max(start - offset, 0), max(end - offset, 0)
+    return (path[:start].rstrip("/") if end == len(path) else None), path[start:end]
 
 
 def _find_pattern(router: RuleRouter, handler: ProxyHandler) -> Any:

@@ -191,7 +191,7 @@ class ProxyOptions:
         settle("networks", networks)
         settle("trust_all", trust_all)
         if self.allowed_origins is not None and (
-            isinstance(self.allowed_origins, str) or not isinstance(self.allowed_origins, Sequence)
+            isinstance(self.allowed_origins, str | bytes) or not isinstance(self.allowed_origins, Sequence)
         ):
             raise OptionError(
                 f"allowed_origins {self.allowed_origins!r} is not a list; write ('https://app.example.com',) or None"
@@ -298,8 +298,8 @@ def _check_text(name: str, value: object) -> None:
 
 
 def _check_methods(methods: Iterable[str]) -> frozenset[str]:
-    if isinstance(methods, str):
-        raise OptionError(f"custom_http_methods {methods!r} is a string; write a tuple such as ({methods!r},)")
+    if isinstance(methods, str | bytes) or not isinstance(methods, Iterable):
+        raise OptionError(f"custom_http_methods {methods!r} is not a list; write a tuple such as ('PROPFIND',)")
     for method in methods:
         if not isinstance(method, str) or not is_token(method):
             raise OptionError(f"custom_http_methods: {method!r} is not a method name; write a name such as 'PROPFIND'")
@@ -309,6 +309,8 @@ def _check_methods(methods: Iterable[str]) -> frozenset[str]:
 
 
 def _check_networks(given: Any) -> tuple[tuple[Network, ...], bool]:
+    if isinstance(given, bytes) or not isinstance(given, Iterable):
+        raise OptionError(f"trusted_proxies {given!r} is not a list; write networks such as ('10.0.0.0/8',), or '*'")
     names = (given,) if isinstance(given, str) else tuple(given)
     if "*" in names:
         return (), True
@@ -371,4 +373,4 @@ def _check_client(client: Any, client_options: Any) -> None:
         isinstance(client, type) and issubclass(client, HTTPClient)
     ):
         raise OptionError(f"client {client!r} is not a client; write 'curl', an HTTPClient, or a class of one")
-    check_client(client or DEFAULT_CLIENT, client_options)
+    check_client(DEFAULT_CLIENT if client is None else client, client_options)
