@@ -1,0 +1,15 @@
+"""Our own HTTP/1.1 server for any Tornado ``Application``, in place of ``tornado.httpserver.HTTPServer``.
+
+::
+
+    from tornado_proxy.server import HTTPServer
+
+    server = HTTPServer(application)
+    server.listen(8888)
+
+Nothing here knows the proxy.
+"""
+
+from tornado_proxy.server.http1 import HTTPServer
+
+__all__ = ["HTTPServer"]

@@ -1,0 +1,221 @@
+"""HTTPServer: listens, keeps count of its connections, and ends well."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from tornado import netutil
+from tornado.concurrent import Future
+from tornado.httpserver import _CallableAdapter
+from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate, HTTPServerRequest
+
+from tornado_proxy.server.connection import READ_AHEAD, Connection
+from tornado_proxy.server.request import RequestConnection
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+# Connections accepted in one turn of the loop, so that those which are open have theirs too.
+ACCEPT_AT_ONCE = 64
+# Seconds until accepting is tried again when there are no descriptors left.
+ACCEPT_RETRY = 1.0
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Requests that were on their way when the drain began are read in this time, and then served.
+LAST_CALL = 0.05
+# Tornado's limit: without streaming the whole body is held in memory.
+MAX_BODY_SIZE = 100 * 1024 * 1024
+
+
+class HTTPServer:
+    """Serves ``app``, an ``Application`` or any other delegate of Tornado, over HTTP/1.0 and HTTP/1.1.
+
+    ``ssl_options``: a dict as Tornado takes it, or an ``SSLContext``; default ``None``, no TLS.
+    ``max_header_size``: a larger head gets 431, a longer request line 414. Default 64 KiB.
+    ``header_timeout``: seconds for a head, and from the connection to the first one; then 408. Default 60.
+    ``idle_timeout``: seconds that a connection may wait for its next request. Default 75.
+    ``max_body_size``: a larger body gets 413, unless the handler calls ``set_max_body_size``. Default ``None``: 100
+    MiB, as in Tornado, because a handler that does not stream holds all of it.
+    ``linger_time``, ``linger_bytes``: how long, and how much of, a body is read and dropped after the response is
+    complete. Shorter saves connections, and lets early answers be lost to clients that are still sending. Default
+    2 seconds, 64 MiB.
+
+    Made and used within a running event loop. Methods as on Tornado's server, and :meth:`drain`.
+    """
+
+    def __init__(
+        self,
+        app: HTTPServerConnectionDelegate | Callable[[HTTPServerRequest], None],
+        *,
+        ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        max_header_size: int = 64 * 1024,
+        header_timeout: float = 60.0,
+        idle_timeout: float = 75.0,
+        max_body_size: int | None = None,
+        linger_time: float = 2.0,
+        linger_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.app = app
+        self.max_header_size = max_header_size
+        self.max_body_size = MAX_BODY_SIZE if max_body_size is None else max_body_size
+        self.header_timeout = header_timeout
+        self.idle_timeout = idle_timeout
+        self.linger_time = linger_time
+        self.linger_bytes = linger_bytes
+        self._tls = _server_context(ssl_options)
+        # Every connection reads into this, and takes its bytes out before another one's turn.
+        self.buffer = memoryview(bytearray(READ_AHEAD))
+        # No connection takes another request.
+        self.draining = False
+        self._listening: set[socket.socket] = set()
+        self._connections: set[Connection] = set()
+        # Connections that asyncio is making transports for; under TLS that takes a handshake.
+        self._starting: set[asyncio.Task[None]] = set()
+        # Set while there are no connections.
+        self._empty = asyncio.Event()
+        self._empty.set()
+        # Often enough for the shortest limit, and not so often that many idle connections cost anything.
+        self._sweep_every = min(1.0, max(0.01, min(header_timeout, idle_timeout, linger_time) / 4))
+        self._sweeping = False
+
+    # -- listening
+
+    def listen(
+        self, port: int, address: str | None = None, *, backlog: int = BACKLOG, reuse_port: bool = False
+    ) -> None:
+        """Listen on ``port`` of ``address``, by default of every one."""
+        self.add_sockets(netutil.bind_sockets(port, address, backlog=backlog, reuse_port=reuse_port))
+
+    def add_sockets(self, sockets: list[socket.socket]) -> None:
+        """Accept connections on sockets that listen. They are closed by :meth:`stop`."""
+        for sock in sockets:
+            self.add_socket(sock)
+
+    def add_socket(self, sock: socket.socket) -> None:
+        """Accept connections on a socket that listens."""
+        # Here and not in __init__, because a server may be made before its loop runs.
+        self.loop = asyncio.get_running_loop()
+        self.done: Future[None] = self.loop.create_future()
+        self.done.set_result(None)
+        sock.setblocking(False)
+        self._listening.add(sock)
+        self.loop.add_reader(sock, self._accept, sock)
+
+    def stop(self) -> None:
+        """Stop accepting. Connections live on; see :meth:`close_all_connections` and :meth:`drain`."""
+        listening, self._listening = self._listening, set()
+        for sock in listening:
+            self.loop.remove_reader(sock)
+            sock.close()
+
+    async def close_all_connections(self) -> None:
+        """Close every connection, also in the middle of a response; return when they are closed. Not tunnels."""
+        await self._started()
+        for connection in list(self._connections):
+            connection.transport.abort()
+        await self._empty.wait()
+
+    async def drain(self) -> None:
+        """Stop accepting at once; return when each request that had arrived is answered, and its connection closed."""
+        for sock in self._listening:
+            # What the kernel has accepted for us would be reset.
+            self._accept(sock)
+        self.stop()
+        self.draining = True
+        # A request may already lie in the kernel's buffer, where closing would turn it into a reset.
+        await asyncio.sleep(LAST_CALL)
+        await self._started()
+        for connection in list(self._connections):
+            if connection.idle:
+                connection.close_idle()
+        await self._empty.wait()
+
+    # -- accepting
+
+    def _accept(self, sock: socket.socket) -> None:
+        """Accept what has come. asyncio's own loop, in 3.11, goes on trying when it has run out of descriptors."""
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                accepted, _address = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                if exc.errno not in OUT_OF_RESOURCES:
+                    raise
+                # The socket stays readable, so that looking again at once would be a busy loop.
+                logger.warning("cannot accept connections: %s; trying again in %.0f s", exc.strerror, ACCEPT_RETRY)
+                self.loop.remove_reader(sock)
+                self.loop.call_later(ACCEPT_RETRY, self._accept_again, sock)
+                return
+            accepted.setblocking(False)
+            task = self.loop.create_task(self._start(accepted))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    def _accept_again(self, sock: socket.socket) -> None:
+        if sock in self._listening:
+            self.loop.add_reader(sock, self._accept, sock)
+
+    async def _start(self, sock: socket.socket) -> None:
+        limits: dict[str, Any] = {}
+        if self._tls is not None:
+            limits = {
+                "ssl": self._tls,
+                "ssl_handshake_timeout": self.header_timeout,
+                "ssl_shutdown_timeout": self.linger_time,
+            }
+        try:
+            await self.loop.connect_accepted_socket(lambda: Connection(self), sock, **limits)
+        except OSError as exc:
+            # Mostly a handshake with someone who does not speak TLS.
+            logger.debug("a connection was not made: %s", exc)
+            sock.close()
+
+    async def _started(self) -> None:
+        if self._starting:
+            await asyncio.wait(self._starting, timeout=self.linger_time)
+
+    # -- connections call these
+
+    def start_request(self, server_conn: object, request_conn: RequestConnection) -> HTTPMessageDelegate:
+        """Return what takes the request."""
+        if isinstance(self.app, HTTPServerConnectionDelegate):
+            return self.app.start_request(server_conn, request_conn)
+        return _CallableAdapter(self.app, request_conn)
+
+    def opened(self, connection: Connection) -> None:
+        """Count a connection."""
+        self._connections.add(connection)
+        self._empty.clear()
+        if not self._sweeping:
+            self._sweeping = True
+            self.loop.call_later(self._sweep_every, self._sweep)
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection that was closed, or is no HTTP connection any more."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
+
+    def _sweep(self) -> None:
+        """One timer for all connections: one for each, set for each request, would cost as much as a small request."""
+        now = self.loop.time()
+        for connection in list(self._connections):
+            connection.sweep(now)
+        self._sweeping = bool(self._connections)
+        if self._sweeping:
+            self.loop.call_later(self._sweep_every, self._sweep)
+
+
+def _server_context(options: dict[str, Any] | ssl.SSLContext | None) -> ssl.SSLContext | None:
+    if options is None:
+        return None
+    if isinstance(options, dict):
+        options = netutil.ssl_options_to_context(options, server_side=True)
+        options.set_alpn_protocols(["http/1.1"])
+    return options

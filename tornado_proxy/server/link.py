@@ -1,0 +1,150 @@
+"""The lower half of a connection: an asyncio transport, with what it lacks. Nothing here knows HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+from typing import Any, cast
+
+from tornado.concurrent import Future
+from tornado.iostream import StreamClosedError
+
+HIGH_WATER = 64 * 1024
+
+_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+
+
+class Context:
+    """Who is on the other side, as Tornado's requests want to know it."""
+
+    __slots__ = ("address", "address_family", "protocol", "remote_ip")
+
+    def __init__(self, address: Any, address_family: int | None, protocol: str, remote_ip: str) -> None:
+        self.address = address
+        self.address_family = address_family
+        self.protocol = protocol
+        self.remote_ip = remote_ip
+
+    def __str__(self) -> str:
+        return self.remote_ip
+
+
+class Link(asyncio.BufferedProtocol):
+    """The protocol of an asyncio transport."""
+
+    transport: asyncio.Transport
+    context: Context
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.tls = False
+        self.reading_paused = False
+        # The transport has asked us to stop for a while.
+        self.write_paused = False
+        self._write_waiters: list[Future[None]] = []
+        # Output that waits for the end of this turn of the loop.
+        self._held = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.tls = transport.get_extra_info("sslcontext") is not None
+        if self.tls:
+            self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        sock = transport.get_extra_info("socket")
+        address = transport.get_extra_info("peername")
+        family = sock.family if sock is not None else None
+        inet = family in (socket.AF_INET, socket.AF_INET6) and bool(address)
+        # Tornado's stand-in for clients without an address.
+        remote_ip = address[0] if inet else "0.0.0.0"
+        self.context = Context(address, family, "https" if self.tls else "http", remote_ip)
+
+    def fileno(self) -> int:
+        sock = self.transport.get_extra_info("socket")
+        return sock.fileno() if sock is not None else -1
+
+    def unsent(self) -> int:
+        waiting = len(self._held) + self.transport.get_write_buffer_size()
+        fd = self.fileno()
+        if not waiting or fd < 0:
+            return waiting
+        # SIOCOUTQ, tcp(7): the kernel holds megabytes for a slow reader before a write gets through.
+        count = bytearray(4)
+        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
+        return waiting + int.from_bytes(count, sys.byteorder)
+
+    def has_left(self) -> bool:
+        fd = self.fileno()
+        if fd < 0 or self.transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(fd, _HANG_UP)
+        return bool(poll.poll(0))
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        self.transport.write(data)
+
+    def hold(self, data: bytes) -> None:
+        """Write ``data`` with what follows in this turn of the loop, or at its end."""
+        if self._held:
+            self._held += data
+            return
+        self._held = data
+        self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            self.transport.write(data)
+
+    def write_waiter(self) -> Future[None]:
+        waiter: Future[None] = self._loop.create_future()
+        self._write_waiters.append(waiter)
+        return waiter
+
+    def writing_ended(self, error: BaseException | None) -> None:
+        """Tell everyone who waits for a write that it will not be."""
+        self._held = b""
+        waiters, self._write_waiters = self._write_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(StreamClosedError(real_error=error))
+                # Nobody need look at it.
+                waiter.exception()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        waiters, self._write_waiters = self._write_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- reading and ending
+
+    def pause_reading(self) -> None:
+        if not self.reading_paused:
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.reading_paused:
+            self.reading_paused = False
+            self.transport.resume_reading()
+
+    def reset_on_close(self) -> None:
+        # A duplicate, because a transport's socket has no setsockopt in uvloop.
+        with socket.socket(fileno=os.dup(self.fileno())) as duplicate:
+            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,241 @@
+"""What a request says, and our verdict on it: RFC 9112 as pure functions. Nothing here touches a socket or the loop.
+
+This is a security boundary. Whatever two parsers could read in two ways is refused, before the application sees it.
+
+The parser is our own. llhttp, through httptools, takes the same 2.1 µs for a small head and 5 µs instead of 7 µs for a
+browser's, of the 60 µs or so that a request costs. But it refuses methods that it does not know, which a proxy must be
+able to pass; and it cannot be stopped between two pipelined requests, so their heads would pile up unasked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tornado.httputil import HTTPHeaders
+
+from tornado_proxy.errors import BadRequest, BodyTooLarge
+from tornado_proxy.framing import NO_BODY, Framing, request_framing
+
+# RFC 9110 sections 5.6.2 and 5.5. Possessive ("++"), so that a head of 64 KB costs one pass even where it is bad.
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_VALUE = r"[\t\x20-\x7e\x80-\xff]*+"
+_FIELD = rf"{_TOKEN}:{_VALUE}"
+# RFC 9112 section 3: one space each. What the target may look like is for the application: here no space, no CTL.
+_REQUEST = rf"({_TOKEN}) ([\x21-\x7e\x80-\xff]++) "
+
+# The whole head but its last CR LF CR LF. Obs-fold, a bare CR or LF, NUL, and space before a colon do not match.
+_HEAD = re.compile(rf"{_REQUEST}(HTTP/1\.[01])((?:\r\n{_FIELD})*+)")
+_REQUEST_LINE = re.compile(rf"{_REQUEST}(HTTP/[0-9]\.[0-9])")
+_TRAILER = re.compile(_FIELD.encode("latin-1"))
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+
+# RFC 9110 section 7.2: uri-host [":" port]. No comma, which RFC 3986 allows but no name has: a list is two hosts.
+_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~\-]+\]|(?:[0-9A-Za-z\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]{0,5})?")
+
+# RFC 9112 section 7.1. 16 digits hold any size that can be counted; extensions are read over.
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)\r\n")
+_CHUNK_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r?")
+_MAX_CHUNK_LINE = 1024
+# Extensions of all chunks of a body together, and all its trailers: section 7.1.1 asks for a limit.
+_MAX_OVERHEAD = 16 * 1024
+
+# How many names are remembered in the case that they came in. Clients choose them, so there must be an end.
+_MAX_NAMES = 1000
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """The head of a request that passed every check."""
+
+    method: str
+    target: str
+    version: str
+    headers: HTTPHeaders
+    framing: Framing
+    # The client lets the connection be used again (RFC 9112 section 9.3).
+    keep_alive: bool
+    # The client waits for 100 before it sends the body (RFC 9110 section 10.1.1).
+    expects_continue: bool
+
+
+def parse_head(data: str) -> RequestHead:
+    """Read a head, without the empty line at its end, decoded as latin-1. Raises ``BadRequest`` with its status."""
+    match = _HEAD.fullmatch(data)
+    if match is None:
+        raise _verdict(data)
+    method, target, version, lines = match.groups()
+    headers = _headers(lines)
+    _check_host(version, headers)
+
+    framing, expects_continue = NO_BODY, False
+    if "Content-Length" in headers or "Transfer-Encoding" in headers:
+        framing = request_framing(version, headers)
+        if framing.length is not None:
+            # Section 6.3 step 5 lets "5, 5" stand for 5; applications call int().
+            headers["Content-Length"] = str(framing.length)
+        # An expectation of HTTP/1.0, or without a body, means nothing.
+        expects_continue = (
+            framing.has_body and version == "HTTP/1.1" and headers.get("Expect", "").lower() == "100-continue"
+        )
+    options = connection_options(headers["Connection"]) if "Connection" in headers else set()
+    keep_alive = "close" not in options and (version == "HTTP/1.1" or "keep-alive" in options)
+    return RequestHead(method, target, version, headers, framing, keep_alive, expects_continue)
+
+
+def check_incomplete(data: bytearray, start: int, max_size: int) -> None:
+    """Refuse a head of which more is to come, if no continuation could make it good; ``start`` is what was seen before.
+
+    Else whoever does not speak HTTP, or ends lines with LF alone, would wait for the timeout.
+    """
+    if len(data) > max_size:
+        raise too_large(data, max_size)
+    if data[0] <= 0x20 or data[0] >= 0x7F or _BARE_LF.search(data, start):
+        raise BadRequest("request is not HTTP/1.1")
+
+
+def too_large(data: bytearray, max_size: int) -> BadRequest:
+    """Return the refusal of a head that is too large: 414 where the request line alone is, else 431."""
+    error = BadRequest(f"head of the request is larger than {max_size} bytes")
+    error.status_code = 431 if 0 <= data.find(b"\r\n") <= max_size else 414
+    return error
+
+
+def connection_options(value: str) -> set[str]:
+    """Return the lower-cased options of a Connection field (RFC 9110 section 7.6.1)."""
+    return {option.strip(" \t").lower() for option in value.split(",")}
+
+
+class ChunkedBody:
+    """Takes the chunked coding off a body (RFC 9112 section 7.1). Trailers are checked and dropped (7.1.2)."""
+
+    __slots__ = ("_left", "_overhead", "_trailers", "done")
+
+    def __init__(self) -> None:
+        # The last chunk and the trailers have been read.
+        self.done = False
+        # Of the chunk that has begun; its CR LF counts. 0 between two chunks.
+        self._left = 0
+        self._trailers = False
+        self._overhead = 0
+
+    def take(self, data: bytearray) -> bytes:
+        """Remove what can be read from the front of ``data`` and return the content in it, perhaps of several chunks.
+
+        Raises ``BadRequest`` for what is not a chunk; what came before that is then not returned.
+        """
+        content: list[bytearray] = []
+        position, end = 0, len(data)
+        while position < end and not self.done:
+            if self._left > 2:
+                piece = data[position : position + min(self._left - 2, end - position)]
+                content.append(piece)
+                position += len(piece)
+                self._left -= len(piece)
+            elif self._left:
+                if data[position] != (0x0D if self._left == 2 else 0x0A):
+                    raise BadRequest("chunk is longer than its size")
+                position += 1
+                self._left -= 1
+            else:
+                read = self._trailer(data, position) if self._trailers else self._chunk_line(data, position)
+                if not read:
+                    break
+                position += read
+        del data[:position]
+        return b"".join(content)
+
+    def _chunk_line(self, data: bytearray, position: int) -> int:
+        """Read the line before a chunk; return its length, or 0 when it is not complete."""
+        match = _CHUNK_LINE.match(data, position)
+        if match is None:
+            if len(data) - position > _MAX_CHUNK_LINE or not _CHUNK_LINE_BEGUN.fullmatch(data, position):
+                raise BadRequest("malformed chunk size")
+            return 0
+        size, extension = match.groups()
+        if match.end() - position > _MAX_CHUNK_LINE:
+            raise BadRequest("too long a chunk extension")
+        self._spend(len(extension))
+        self._left = int(size, 16)
+        if self._left:
+            self._left += 2
+        else:
+            self._trailers = True
+        return match.end() - position
+
+    def _trailer(self, data: bytearray, position: int) -> int:
+        """Read a line of the trailer section; return its length, or 0 when it is not complete."""
+        end = data.find(b"\r\n", position)
+        if end < 0:
+            if len(data) - position > _MAX_OVERHEAD or _BARE_LF.search(data, position):
+                raise BadRequest("malformed trailer section")
+            return 0
+        if end == position:
+            self.done = True
+            return 2
+        if not _TRAILER.fullmatch(data, position, end):
+            raise BadRequest("malformed trailer")
+        self._spend(end - position)
+        return end + 2 - position
+
+    def _spend(self, size: int) -> None:
+        self._overhead += size
+        if self._overhead > _MAX_OVERHEAD:
+            raise BadRequest("too many chunk extensions or trailers")
+
+
+def body_too_large(limit: int) -> BodyTooLarge:
+    """Return the refusal of a body beyond ``limit``."""
+    return BodyTooLarge(f"body of the request is larger than {limit} bytes")
+
+
+class _Names(dict[str, str]):
+    """Field names as they came -> as HTTPHeaders spells them. The common ones are looked up once."""
+
+    def __missing__(self, name: str) -> str:
+        normal = "-".join([word.capitalize() for word in name.split("-")])
+        if len(self) < _MAX_NAMES:
+            self[name] = normal
+        return normal
+
+
+_names = _Names()
+
+
+def _headers(lines: str) -> HTTPHeaders:
+    """Build the headers from field lines that match the grammar, each after its CR LF.
+
+    Past ``HTTPHeaders.add``, which checks name and value again with two expressions: 10 µs for a browser's head. What
+    is filled in here is all that the class of Tornado 6.6 holds; a test compares the two ways.
+    """
+    headers = HTTPHeaders()
+    values = headers._as_list
+    names = _names
+    for line in lines.split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        name = names[name]
+        if name in values:
+            values[name].append(value.strip(" \t"))
+        else:
+            values[name] = [value.strip(" \t")]
+    return headers
+
+
+def _check_host(version: str, headers: HTTPHeaders) -> None:
+    """RFC 9112 section 3.2: 400 for no Host in HTTP/1.1, for more than one, and for one that cannot be."""
+    hosts = headers.get_list("Host")
+    if not hosts:
+        if version == "HTTP/1.1":
+            raise BadRequest("request has no Host")
+    elif len(hosts) > 1 or not _HOST.fullmatch(hosts[0]):
+        raise BadRequest("request has more than one Host, or an invalid one")
+
+
+def _verdict(data: str) -> BadRequest:
+    """Return the refusal of a head that is none."""
+    line = _REQUEST_LINE.fullmatch(data.partition("\r\n")[0])
+    error = BadRequest("malformed head")
+    if line is not None and line[3] not in ("HTTP/1.0", "HTTP/1.1"):
+        # RFC 9110 section 15.6.6. "PRI * HTTP/2.0" is one of these.
+        error.status_code = 505
+    return error
