@@ -14,6 +14,7 @@ LAYERS = [
     ["urls", "framing"],
     ["server.parser", "server.detach", "server.link"],
     ["server.request"],
+    ["server.ending"],
     ["server.connection"],
     ["server.http1"],
     ["server"],

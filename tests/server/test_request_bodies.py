@@ -63,7 +63,7 @@ class TestPace:
             data = CHUNKED + b"%x\r\n" % size + b"x" * size + b"\r\n0\r\n\r\n"
         sending = asyncio.ensure_future(downstream.send(data))
         await recorder.until(lambda: recorder.body, "the first piece")
-        connection = recorder.connections[0].stream.link
+        connection = recorder.connections[0]._owner
         while not connection.reading_paused:
             await asyncio.sleep(0)
         assert len(connection._pending) <= 2 * 65536

@@ -11,98 +11,51 @@ noticed although nobody wants its bytes yet.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import math
 from collections.abc import Awaitable
-from enum import IntEnum
-from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from tornado.concurrent import Future
-from tornado.httputil import HTTPInputError, HTTPMessageDelegate, RequestStartLine
+from tornado.httputil import HTTPInputError, RequestStartLine
 from tornado.iostream import IOStream
 from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.server.detach import hand_over
-from tornado_proxy.server.link import Link
-from tornado_proxy.server.parser import ChunkedBody, body_too_large, check_incomplete, parse_head, too_large
+from tornado_proxy.server.ending import EndingLink, Server, State
+from tornado_proxy.server.parser import ChunkedBody, SizedBody, body_too_large, check_incomplete, parse_head, too_large
 from tornado_proxy.server.request import RequestConnection
 
-log = logging.getLogger(__name__)
-
 READ_AHEAD = 64 * 1024
-# Seconds without progress after which a client that does not read its last response is given up.
-WRITE_STALL = 60.0
 
 
-class State(IntEnum):
-    """How far the current request has been read."""
-
-    HEAD = 0  # waiting for a request, or in the middle of its head
-    BODY = 1  # the application has the head; the body is coming, or its end is still to be told
-    RUNNING = 2  # all of it has been read; the response is to be finished
-    DROPPING = 3  # our side has ended or is about to; what comes is dropped until the client ends too
-    CLOSED = 4  # closing, once what was written is out; or handed over
-
-
-class Server(Protocol):
-    """What a connection needs of its server."""
-
-    loop: asyncio.AbstractEventLoop
-    done: Future[None]
-    draining: bool
-    buffer: memoryview
-    max_header_size: int
-    max_body_size: int
-    header_timeout: float
-    idle_timeout: float
-    linger_time: float
-    linger_bytes: int
-
-    def start_request(self, server_conn: object, request_conn: RequestConnection) -> HTTPMessageDelegate: ...
-    def opened(self, connection: Connection) -> None: ...
-    def closed(self, connection: Connection) -> None: ...
-
-
-class Connection(Link):
+class Connection(EndingLink):
     """Tornado's ``server_conn``."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(server.loop)
-        self._server = server
+        super().__init__(server)
         self.done = server.done
-        # Received, not used yet.
-        self._pending = bytearray()
         # No CR LF CR LF begins before this.
         self._scanned = 0
         # The one empty line before a request line was there.
         self._blank_skipped = False
-        self._state = State.HEAD
         # This connection has had a response.
         self._answered = False
-        # The current request, from its head to the end of its response; and its delegate, to the end of its body.
-        self.request: RequestConnection | None = None
-        self._delegate: HTTPMessageDelegate | None = None
-        # Bytes of the body still to come, or what knows their end.
-        self._left = 0
-        self._chunks: ChunkedBody | None = None
+        # Knows where the body ends.
+        self._body: SizedBody | ChunkedBody = SizedBody(0)
+        # Bytes of it that the application was given, or would have been.
         self._received = 0
-        # The application is not ready for more of the request.
-        self._waiting: Future[Any] | None = None
         self._advancing = False
-        # When the sweep looks at us again, by the loop's clock; and what was unsent when it last did.
-        self.deadline = math.inf
-        self._unsent_at_sweep = 0
-        self._dropped = 0
 
     # -- the transport calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.deadline = self._loop.time() + self._server.header_timeout
-        self._server.opened(self)
+        server = self._server
+        # Who comes when the end has begun must have something to say soon.
+        limit = server.linger_time if server.draining else server.header_timeout
+        self.deadline = self._loop.time() + limit
+        server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._server.buffer
@@ -201,8 +154,7 @@ class Connection(Link):
         framing = head.framing
         self.deadline = math.inf
         self._state = State.BODY
-        self._chunks = ChunkedBody() if framing.chunked else None
-        self._left = framing.length or 0
+        self._body = ChunkedBody() if framing.chunked else SizedBody(framing.length or 0)
         self._received = 0
         self.request = request = RequestConnection(self, head, self._server.max_body_size)
         self._delegate = delegate = self._server.start_request(self, request)
@@ -215,7 +167,8 @@ class Connection(Link):
         """The application has taken the head: now the limit is known, and the client may be asked for the body."""
         if request.finished:
             return
-        if self._left > request.max_body_size:
+        length = request.declared_length
+        if length is not None and length > request.max_body_size:
             raise body_too_large(request.max_body_size)
         if request.continue_due and not self._pending:
             request.send_continue()
@@ -224,43 +177,31 @@ class Connection(Link):
         """Give the next piece of the body to the application, or tell it the end."""
         request = self.request
         assert request is not None
+        body = self._body
+        if body.done:
+            self._end_body(request)
+            return False
         pending = self._pending
-        if self._chunks is not None:
-            if not self._chunks.done:
-                if not pending:
-                    return False
-                size = len(pending)
-                piece = self._chunks.take(pending)
-                if request.finished:
-                    self._count_dropped(size - len(pending))
-                return self._deliver(request, piece) if piece else self._chunks.done
-        elif self._left:
-            if not pending:
-                return False
-            if len(pending) <= self._left:
-                piece = bytes(pending)
-                pending.clear()
-            else:
-                piece = bytes(pending[: self._left])
-                del pending[: self._left]
-            self._left -= len(piece)
-            if request.finished:
-                self._count_dropped(len(piece))
-            return self._deliver(request, piece)
-        self._end_body(request)
-        return False
+        size = len(pending)
+        if not size:
+            return False
+        piece = body.take(pending)
+        if request.finished:
+            self._count_dropped(size - len(pending))
+        if piece:
+            self._deliver(request, piece)
+        return len(pending) < size or body.done
 
-    def _deliver(self, request: RequestConnection, piece: bytes) -> bool:
+    def _deliver(self, request: RequestConnection, piece: bytes) -> None:
         self._received += len(piece)
         if request.finished or self._delegate is None:
-            return self._state is State.BODY
+            return
         if self._received > request.max_body_size:
             raise body_too_large(request.max_body_size)
         request.continue_due = False
         ready = self._delegate.data_received(piece)
         if ready is not None:
             self._ready(ready)
-        return True
 
     def _end_body(self, request: RequestConnection) -> None:
         delegate, self._delegate = self._delegate, None
@@ -323,14 +264,15 @@ class Connection(Link):
         request = self.request
         assert request is not None
         if upgraded:
-            # What comes now is not HTTP. detach() follows in this turn; nothing may be parsed until then.
+            # What comes now is not HTTP, and is kept as it is until detach().
+            self._state = State.RUNNING
             return
         if self._state is State.RUNNING:
             self._response_done(request)
             return
         # RFC 9112 section 9.6: closing now would turn what the client still sends into a reset, which destroys the
         # response's last bytes. So its rest is read and dropped, and if that is soon done the connection lives on.
-        if request.closing and self._body_outstanding():
+        if request.closing and not self._body.done:
             self._end_our_side()
             return
         self.deadline = self._loop.time() + self._server.linger_time
@@ -339,9 +281,6 @@ class Connection(Link):
             # A delegate that has answered need not take the piece that it holds.
             self._waiting = None
         self._loop.call_soon(self._advance)
-
-    def _body_outstanding(self) -> bool:
-        return bool(self._left) or (self._chunks is not None and not self._chunks.done)
 
     def _response_done(self, request: RequestConnection) -> None:
         """Both the request and its response are complete: wait for the next, or close."""
@@ -356,104 +295,6 @@ class Connection(Link):
             # Not from here: the application is still in the middle of its finish().
             self._loop.call_soon(self._advance)
 
-    # -- ending
-
-    def _refuse(self, error: BadRequest) -> None:
-        """Answer a request that is not one, or whose body is not one."""
-        log.debug("refused a request from %s: %s", self.context, error)
-        self.fail(error.status_code)
-
-    def fail(self, status: int) -> None:
-        """End the current request by an answer of our own, or visibly short where the application's has begun."""
-        if self._state >= State.DROPPING:
-            return
-        request = self.request
-        if request is not None and request.finished:
-            # The response was complete.
-            self._end_our_side()
-        elif request is not None and request.head_sent:
-            request.abort()
-        else:
-            reason = HTTPStatus(status).phrase.encode()
-            self.write(b"HTTP/1.1 %d %b\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % (status, reason))
-            self._end_our_side()
-
-    def abort(self, *, reset: bool = False) -> None:
-        """End the connection in the middle of a response; ``reset`` where its end would look like the body's."""
-        self.flush()
-        if reset:
-            self.reset_on_close()
-            self._closing()
-            self.transport.abort()
-            self._loop.call_soon(self._lose_request)
-        elif self._state is State.RUNNING and not self._pending:
-            self._close()
-        else:
-            self._end_our_side()
-
-    def _close(self) -> None:
-        """Close once what was written is out."""
-        self.flush()
-        if self._pending or self.reading_paused:
-            # What the client has sent beyond this request would become a reset.
-            self._end_our_side()
-            return
-        self._closing()
-        self.transport.close()
-        self._loop.call_soon(self._lose_request)
-
-    def _end_our_side(self) -> None:
-        """Say that nothing follows, and read on until the client ends too or the time is up (RFC 9112 section 9.6)."""
-        self.flush()
-        if self.transport.is_closing():
-            return
-        self._closing()
-        self._state = State.DROPPING
-        self.deadline = self._loop.time() + self._server.linger_time
-        self._dropped = len(self._pending)
-        self._pending.clear()
-        self.resume_reading()
-        if not self.tls:
-            # TLS has an end of its own, which must come first.
-            with contextlib.suppress(OSError):  # it has gone; the transport is about to notice
-                self.transport.write_eof()
-        self._loop.call_soon(self._lose_request)
-
-    def _closing(self) -> None:
-        self._state = State.CLOSED
-        self._waiting = None
-        self.deadline = self._loop.time() + WRITE_STALL
-        if self.request is not None:
-            self.request.closed()
-
-    def _drop(self, size: int) -> None:
-        self._dropped += size
-        if self._dropped > self._server.linger_bytes:
-            self._closing()
-            self.transport.close()
-
-    def _count_dropped(self, size: int) -> None:
-        self._dropped += size
-        if self._dropped > self._server.linger_bytes:
-            self._end_our_side()
-
-    def _lose_request(self) -> None:
-        """Tell the application that the client will not get, or did not send, the rest."""
-        request, self.request = self.request, None
-        delegate, self._delegate = self._delegate, None
-        self._waiting = None
-        if request is None:
-            return
-        request.closed()
-        callback, request.close_callback = request.close_callback, None
-        try:
-            if delegate is not None:
-                delegate.on_connection_close()
-            elif callback is not None:
-                callback()
-        except Exception:
-            app_log.error("Uncaught exception", exc_info=True)
-
     def detach(self) -> IOStream:
         """Return a stream over this connection, which is no HTTP connection any more."""
         self.flush()
@@ -463,43 +304,3 @@ class Connection(Link):
         self._server.closed(self)
         pending, self._pending = bytes(self._pending), bytearray()
         return hand_over(self.transport, pending, paused=self.reading_paused)
-
-    # -- the server calls these
-
-    @property
-    def idle(self) -> bool:
-        """No request has arrived that is not answered."""
-        return self._state is State.HEAD
-
-    def close_idle(self) -> None:
-        """Close for want of a request."""
-        self._close()
-
-    def sweep(self, now: float) -> None:
-        """Look after what only time can tell; called about once a second."""
-        if self.reading_paused and self._state < State.DROPPING and self.has_left():
-            # Its bytes wait in the kernel in front of its end, which we shall therefore not read soon.
-            self._closing()
-            self.transport.close()
-            self._lose_request()
-        if now >= self.deadline:
-            self._timed_out(now)
-
-    def _timed_out(self, now: float) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent != self._unsent_at_sweep and self._state is not State.BODY:
-            # It is still reading the last response.
-            self._unsent_at_sweep = unsent
-            self.deadline = now + WRITE_STALL
-        elif self._state is State.HEAD:
-            if self._pending:
-                self.fail(408)
-            else:
-                self._close()
-        elif self._state is State.BODY:
-            if self.request is not None and self.request.finished:
-                self._end_our_side()
-            else:
-                self.fail(408)
-        else:
-            self.transport.abort()

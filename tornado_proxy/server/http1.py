@@ -8,12 +8,14 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from tornado import netutil
 from tornado.concurrent import Future
 from tornado.httpserver import _CallableAdapter
 from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate, HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.platform.asyncio import BaseAsyncIOLoop
 
 from tornado_proxy.server.connection import READ_AHEAD, Connection
 from tornado_proxy.server.request import RequestConnection
@@ -45,7 +47,7 @@ class HTTPServer:
     complete. Shorter saves connections, and lets early answers be lost to clients that are still sending. Default
     2 seconds, 64 MiB.
 
-    Made and used within a running event loop. Methods as on Tornado's server, and :meth:`drain`.
+    Methods as on Tornado's server, and :meth:`drain`.
     """
 
     def __init__(
@@ -98,8 +100,8 @@ class HTTPServer:
 
     def add_socket(self, sock: socket.socket) -> None:
         """Accept connections on a socket that listens."""
-        # Here and not in __init__, because a server may be made before its loop runs.
-        self.loop = asyncio.get_running_loop()
+        # Here and not in __init__, because a server may be made before its loop, as Tornado's may.
+        self.loop = cast(BaseAsyncIOLoop, IOLoop.current()).asyncio_loop
         self.done: Future[None] = self.loop.create_future()
         self.done.set_result(None)
         sock.setblocking(False)
@@ -216,6 +218,8 @@ def _server_context(options: dict[str, Any] | ssl.SSLContext | None) -> ssl.SSLC
     if options is None:
         return None
     if isinstance(options, dict):
+        if "certfile" not in options:
+            raise KeyError('missing key "certfile" in ssl_options')
         options = netutil.ssl_options_to_context(options, server_side=True)
         options.set_alpn_protocols(["http/1.1"])
     return options

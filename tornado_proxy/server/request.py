@@ -33,25 +33,25 @@ _FORBIDDEN_IN_REASON = re.compile(rb"[\r\n\0]")
 class Stream:
     """As much of an ``IOStream`` as ``HTTPServerRequest`` and handlers ask of ``connection.stream``."""
 
-    __slots__ = ("link",)
+    __slots__ = ("_owner",)
 
-    def __init__(self, link: Owner) -> None:
-        self.link = link
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
 
     @property
     def socket(self) -> Any:
         """The TLS object, where there is one, else the socket: ``get_ssl_certificate`` asks it."""
-        transport = self.link.transport
+        transport = self._owner.transport
         return transport.get_extra_info("ssl_object") or transport.get_extra_info("socket")
 
     def fileno(self) -> int:
-        return self.link.fileno()
+        return self._owner.fileno()
 
     def closed(self) -> bool:
-        return self.link.transport.is_closing()
+        return self._owner.transport.is_closing()
 
     def close(self) -> None:
-        self.link.abort()
+        self._owner.abort()
 
     def set_nodelay(self, value: bool) -> None:
         """Do nothing: small writes are never held back here."""
@@ -89,9 +89,9 @@ class RequestConnection(HTTPConnection):
     def __init__(self, link: Owner, head: RequestHead, max_body_size: int) -> None:
         # None once nothing can be written any more: finished, closed or detached.
         self._link: Owner | None = link
+        self._owner = link
         self._head = head
         self.context = link.context
-        self.stream = Stream(link)
         # The body may be this long; the application may change it until headers_received is done.
         self.max_body_size = max_body_size
         # Called when the client leaves after the whole request has arrived.
@@ -111,6 +111,11 @@ class RequestConnection(HTTPConnection):
         self._upgraded = False
 
     # -- Tornado's interface
+
+    @property
+    def stream(self) -> Stream:
+        """What stands in for the ``IOStream`` below Tornado's connections."""
+        return Stream(self._owner)
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         self.close_callback = callback
@@ -186,7 +191,7 @@ class RequestConnection(HTTPConnection):
     def detach(self) -> IOStream:
         """Hand the connection over, as a stream; what has been read of it and not used is in there."""
         # WebSocketHandler finishes its 101 first, and we have let go of it then.
-        link = self._link or self.stream.link
+        link = self._link or self._owner
         self.finished = True
         self._link = None
         return link.detach()
@@ -224,6 +229,11 @@ class RequestConnection(HTTPConnection):
         link.write(_status_line(status, reason) + serialize(headers))
 
     # -- for the connection
+
+    @property
+    def declared_length(self) -> int | None:
+        """How long the body of the request is, where its head says so."""
+        return self._head.framing.length
 
     def send_continue(self) -> None:
         """Send the 100 that is due, unless it is too late or needless (RFC 9110 section 10.1.1)."""
