@@ -52,6 +52,7 @@ class Connection(EndingLink):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         server = self._server
+        self.context.protocol = server.protocol or self.context.protocol
         # Who comes when the end has begun must have something to say soon.
         limit = server.linger_time if server.draining else server.header_timeout
         self.deadline = self._loop.time() + limit

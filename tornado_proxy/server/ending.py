@@ -45,6 +45,7 @@ class Server(Protocol):
     loop: asyncio.AbstractEventLoop
     done: Future[None]
     draining: bool
+    protocol: str | None
     buffer: memoryview
     max_header_size: int
     max_body_size: int

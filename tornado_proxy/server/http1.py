@@ -38,6 +38,7 @@ class HTTPServer:
     """Serves ``app``, an ``Application`` or any other delegate of Tornado, over HTTP/1.0 and HTTP/1.1.
 
     ``ssl_options``: a dict as Tornado takes it, or an ``SSLContext``; default ``None``, no TLS.
+    ``protocol``: ``request.protocol``, where something in front of us takes off the TLS. Default ``None``: as it is.
     ``max_header_size``: a larger head gets 431, a longer request line 414. Default 64 KiB.
     ``header_timeout``: seconds for a head, and from the connection to the first one; then 408. Default 60.
     ``idle_timeout``: seconds that a connection may wait for its next request. Default 75.
@@ -55,6 +56,7 @@ class HTTPServer:
         app: HTTPServerConnectionDelegate | Callable[[HTTPServerRequest], None],
         *,
         ssl_options: dict[str, Any] | ssl.SSLContext | None = None,
+        protocol: str | None = None,
         max_header_size: int = 64 * 1024,
         header_timeout: float = 60.0,
         idle_timeout: float = 75.0,
@@ -63,6 +65,7 @@ class HTTPServer:
         linger_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.app = app
+        self.protocol = protocol
         self.max_header_size = max_header_size
         self.max_body_size = MAX_BODY_SIZE if max_body_size is None else max_body_size
         self.header_timeout = header_timeout

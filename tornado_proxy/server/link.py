@@ -15,7 +15,9 @@ from typing import Any, cast
 from tornado.concurrent import Future
 from tornado.iostream import StreamClosedError
 
-HIGH_WATER = 64 * 1024
+# Bytes that wait in the transport before a writer has to wait. The kernel holds enough to keep the line busy; these are
+# paid for each slow reader.
+HIGH_WATER = 32 * 1024
 
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -54,8 +56,7 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.tls = transport.get_extra_info("sslcontext") is not None
-        if self.tls:
-            self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
         sock = transport.get_extra_info("socket")
         address = transport.get_extra_info("peername")
         family = sock.family if sock is not None else None
