@@ -104,6 +104,14 @@ class TestAborting:
         assert await serve(recorder).talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n") == b""
         await recorder.seen("close")
 
+    async def test_a_stream_detached_from_who_has_left_is_closed(self, serve, recorder):
+        recorder.on_finish = Closing(recorder)
+        downstream = await serve(recorder).ask(GET)
+        await recorder.seen("ready")
+        downstream.close()
+        await recorder.seen("left")
+        assert recorder.connections[0].detach().closed()
+
 
 class TestTimes:
     async def test_a_head_that_does_not_end_gets_408(self, serve, recorder):

@@ -23,6 +23,8 @@ def hand_over(transport: asyncio.Transport, received: bytes, *, paused: bool) ->
 
     ``paused`` says that the transport does not read at the moment. The caller forgets the transport.
     """
+    if transport.is_closing():
+        return closed_stream()
     sock = transport.get_extra_info("socket")
     if transport.get_extra_info("sslcontext") is None and not transport.get_write_buffer_size():
         transport.pause_reading()
@@ -38,6 +40,13 @@ def hand_over(transport: asyncio.Transport, received: bytes, *, paused: bool) ->
     over_transport = TransportStream(transport, received, paused=paused)
     transport.set_protocol(_Feeder(over_transport))
     return cast(IOStream, over_transport)
+
+
+def closed_stream() -> IOStream:
+    """Return what a connection that has gone looks like as a stream."""
+    stream = IOStream(socket.socket())
+    stream.close()
+    return stream
 
 
 class TransportStream(BaseIOStream):

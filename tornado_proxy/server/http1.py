@@ -129,7 +129,8 @@ class HTTPServer:
         """Stop accepting at once; return when each request that had arrived is answered, and its connection closed."""
         for sock in self._listening:
             # What the kernel has accepted for us would be reset.
-            self._accept(sock)
+            for _ in range(BACKLOG // ACCEPT_AT_ONCE):
+                self._accept(sock)
         self.stop()
         self.draining = True
         # A request may already lie in the kernel's buffer, where closing would turn it into a reset.
@@ -180,6 +181,9 @@ class HTTPServer:
             # Mostly a handshake with someone who does not speak TLS.
             logger.debug("a connection was not made: %s", exc)
             sock.close()
+        except BaseException:
+            sock.close()
+            raise
 
     async def _started(self) -> None:
         if self._starting:

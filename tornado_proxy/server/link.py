@@ -71,25 +71,27 @@ class Link(asyncio.BufferedProtocol):
 
     def unsent(self) -> int:
         waiting = len(self._held) + self.transport.get_write_buffer_size()
-        fd = self.fileno()
-        if not waiting or fd < 0:
+        if not waiting or self.transport.is_closing():
             return waiting
+        fd = self.fileno()
         # SIOCOUTQ, tcp(7): the kernel holds megabytes for a slow reader before a write gets through.
         count = bytearray(4)
         fcntl.ioctl(fd, termios.TIOCOUTQ, count)
         return waiting + int.from_bytes(count, sys.byteorder)
 
     def has_left(self) -> bool:
-        fd = self.fileno()
-        if fd < 0 or self.transport.is_closing():
+        if self.transport.is_closing():
             return True
         poll = select.poll()
-        poll.register(fd, _HANG_UP)
+        poll.register(self.fileno(), _HANG_UP)
         return bool(poll.poll(0))
 
     # -- writing
 
     def write(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            # It has gone, and connection_lost is about to say so. uvloop would raise.
+            return
         if self._held:
             data = self._held + data
             self._held = b""
@@ -106,7 +108,7 @@ class Link(asyncio.BufferedProtocol):
     def flush(self) -> None:
         if self._held:
             data, self._held = self._held, b""
-            self.transport.write(data)
+            self.write(data)
 
     def write_waiter(self) -> Future[None]:
         waiter: Future[None] = self._loop.create_future()
@@ -136,12 +138,12 @@ class Link(asyncio.BufferedProtocol):
     # -- reading and ending
 
     def pause_reading(self) -> None:
-        if not self.reading_paused:
+        if not self.reading_paused and not self.transport.is_closing():
             self.reading_paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self.reading_paused:
+        if self.reading_paused and not self.transport.is_closing():
             self.reading_paused = False
             self.transport.resume_reading()
 

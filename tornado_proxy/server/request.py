@@ -15,6 +15,7 @@ from tornado.escape import native_str, utf8
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPOutputError, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
+from tornado_proxy.server.detach import closed_stream
 from tornado_proxy.server.link import Context
 from tornado_proxy.server.parser import RequestHead, connection_options
 
@@ -190,11 +191,11 @@ class RequestConnection(HTTPConnection):
 
     def detach(self) -> IOStream:
         """Hand the connection over, as a stream; what has been read of it and not used is in there."""
-        # WebSocketHandler finishes its 101 first, and we have let go of it then.
-        link = self._link or self._owner
+        # WebSocketHandler finishes its 101 first. After any other end there is nothing left to hand over.
+        gone = self._link is None and not self._upgraded
         self.finished = True
         self._link = None
-        return link.detach()
+        return closed_stream() if gone else self._owner.detach()
 
     # -- beyond Tornado's: for whoever relays
 
