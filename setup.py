@@ -36,7 +36,7 @@ setup(
     python_requires=">=3.11",
     install_requires=["tornado>=6.6", "pycurl>=7.49"],
     extras_require={
-        "speed": ["uvloop; platform_system != 'Windows'", "httptools"],
+        "speed": ["uvloop; platform_system != 'Windows'"],
         "http2": ["h2"],
         "httpx": ["httpx"],
         "aiohttp": ["aiohttp"],

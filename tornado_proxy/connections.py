@@ -1,7 +1,7 @@
 """The server's connection, as an exchange needs it beyond what Tornado's ``HTTPConnection`` interface offers.
 
-A server may offer a :class:`ServerConnection` itself. Tornado's own does not; :class:`TornadoConnection` reaches into
-the private names of its 6.6 ``HTTP1Connection``, and does so here only.
+Our own server's connections are :class:`ServerConnection` themselves. Tornado's are not; :class:`TornadoConnection`
+reaches into the private names of its 6.6 ``HTTP1Connection``, and does so here only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ServerConnection(Protocol):
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx response before the final one."""
 
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Return whether the connection is known to have ended."""
 
     def unsent(self) -> int:
@@ -91,7 +91,7 @@ class TornadoConnection:
         lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all()), "", ""]
         stream.write("\r\n".join(lines).encode("latin-1"))
 
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         return self._connection.stream is None or self._connection.stream.closed()
 
     def unsent(self) -> int:

@@ -207,7 +207,7 @@ class ProxyHandler(RequestHandler):
     def _on_body_end(self, body: Future[None]) -> None:
         if self._exchange is not None and not body.cancelled() and body.exception() is None:
             self._exchange.received_all()
-            if self._connection.closed():
+            if self._connection.is_closed():
                 # Tornado listens for the end from now on, and never tells of one that it has seen before.
                 self.on_connection_close()
 

@@ -1,4 +1,4 @@
-"""How the standalone serves and stops: a server that drains, the signals that begin it, and several processes.
+"""How the standalone serves and stops: where it listens, the signals that end it, and several processes.
 
 Nothing here knows the proxy.
 """
@@ -14,21 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, cast
 
 from tornado import netutil, process
-from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
-from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPConnection, HTTPMessageDelegate
 
 # Connections that the kernel completes while the loop is busy.
 BACKLOG = 1024
-MAX_HEADER_SIZE = 64 * 1024
-# Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
-MAX_BODY_SIZE = 2**63 - 1
-KEEP_ALIVE_SECONDS = 75.0
-# Requests that were on their way when the drain began are read in this time, and then served.
-LAST_CALL = 0.05
 # A process that died is replaced no sooner, or one that cannot run at all would be forked in a tight loop.
 RESTART_DELAY = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,57 +44,6 @@ class Listener:
             return f"unix:{self.path}"
         host = self.host or "0.0.0.0"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-class DrainingServer(HTTPServer):
-    """An HTTP server that can end well: finish what runs, take nothing new."""
-
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("idle_connection_timeout", KEEP_ALIVE_SECONDS)
-        kwargs.setdefault("max_header_size", MAX_HEADER_SIZE)
-        kwargs.setdefault("max_body_size", MAX_BODY_SIZE)
-        super().initialize(*args, **kwargs)
-        # The running or coming request of each open connection. A tunnel has left: it is no HTTP connection any more.
-        self.requests: dict[HTTP1ServerConnection, HTTP1Connection] = {}
-        self.draining = False
-        # Set when the drain has begun and the last connection is gone.
-        self.empty = asyncio.Event()
-
-    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
-        # Tornado calls this when a connection begins to wait for a request, not when one has arrived.
-        connection = cast(HTTP1ServerConnection, server_conn)
-        self.requests[connection] = cast(HTTP1Connection, request_conn)
-        if self.draining:
-            asyncio.get_running_loop().call_soon(self._close_if_idle, connection)
-        return super().start_request(server_conn, request_conn)
-
-    def on_close(self, server_conn: object) -> None:
-        super().on_close(server_conn)
-        self.requests.pop(cast(HTTP1ServerConnection, server_conn), None)
-        if self.draining and not self.requests:
-            self.empty.set()
-
-    async def drain(self) -> None:
-        """Stop accepting at once; return when each request that had arrived is answered, and its connection closed."""
-        self.stop()
-        self.draining = True
-        self.conn_params.no_keep_alive = True
-        for request in self.requests.values():
-            # So that a response whose head is still to come says Connection: close. Tornado settles this when it reads
-            # the head of the request, and has no public name for it.
-            request._disconnect_on_finish = True
-        # A request may already lie in the kernel's buffer, where closing would turn it into a reset.
-        await asyncio.sleep(LAST_CALL)
-        for connection in list(self.requests):
-            self._close_if_idle(connection)
-        if self.requests:
-            await self.empty.wait()
-
-    def _close_if_idle(self, connection: HTTP1ServerConnection) -> None:
-        request = self.requests.get(connection)
-        # Without a request line nobody waits for an answer.
-        if request is not None and request._request_start_line is None:
-            connection.stream.close()
 
 
 @dataclass(frozen=True, slots=True)

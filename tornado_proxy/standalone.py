@@ -30,7 +30,8 @@ from tornado_proxy.clients import close_clients
 from tornado_proxy.handlers import ProxyHandler
 from tornado_proxy.options import OptionError, ProxyOptions
 from tornado_proxy.routing import mount
-from tornado_proxy.serving import DrainingServer, Listener, Workers, fork_workers, stop_requested
+from tornado_proxy.server import HTTPServer
+from tornado_proxy.serving import Listener, Workers, fork_workers, stop_requested
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +269,7 @@ async def serve(
 
         demo = await start()
     rules = make_rules(args, demo.mounts() if demo else (), log)
-    server = DrainingServer(make_application(rules, log), ssl_options=tls)
+    server = HTTPServer(make_application(rules, log), ssl_options=tls)
     stop = stop_requested(workers)
     server.add_sockets(sockets)
     ready()

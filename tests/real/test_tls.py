@@ -278,7 +278,6 @@ class TestEnds:
             assert b"0\r\n\r\n" not in await within(self.rest(reader), "the end")
         writer.close()
 
-    @pytest.mark.xfail(strict=True, reason="Tornado closes a TLS connection without a close_notify")
     @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
     async def test_the_end_of_a_whole_response_is_announced(self, served, framing):
         """RFC 8446 section 6.1: without a close_notify, a strict client takes the end for a truncation."""

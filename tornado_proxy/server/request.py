@@ -19,6 +19,7 @@ from tornado_proxy.server.detach import closed_stream
 from tornado_proxy.server.link import Context
 from tornado_proxy.server.parser import RequestHead, connection_options
 
+NO_LIMIT = 2**63 - 1
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 
@@ -215,6 +216,15 @@ class RequestConnection(HTTPConnection):
         """Close now, so that an unfinished response is seen to be unfinished. What was written goes out."""
         if self._link is not None:
             self._link.abort(reset=self._until_close)
+
+    def begin_body(self, has_body: bool) -> None:
+        """Take over: no limit of the server's, and no 100 Continue but by :meth:`send_interim`."""
+        self.max_body_size = NO_LIMIT
+        self.hold_continue()
+
+    def is_closed(self) -> bool:
+        """Return whether nothing can be written any more because the connection has ended."""
+        return self._link is None or self._link.transport.is_closing()
 
     def hold_continue(self) -> None:
         """Leave 100 Continue to the application, which sends it with :meth:`send_interim` or not at all."""
