@@ -52,6 +52,15 @@ class Downstream(Protocol):
     def send_end(self) -> asyncio.Future[None]:
         """End the response well."""
 
+    def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
+        """Return the fields that ``send_head`` would send."""
+
+    def detach(self) -> Any:
+        """Give up the connection and return its stream; nothing else can be sent."""
+
+    def tunnel_ended(self, status: int) -> None:
+        """The connection that was given up is closed."""
+
     def send_error_page(self, error: ProxyError) -> None:
         """Answer ``error.status_code``; nothing was sent before."""
 

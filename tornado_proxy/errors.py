@@ -16,6 +16,7 @@
      x DownstreamClosed            499     downstream  never sent; logged; not counted against the upstream
      x HookError                   500     proxy       no: a hook raised; the hook's exception is ``__cause__``
      x LoopDetected                508     proxy       no
+     x TunnelClosed                503     proxy       no: idle for too long, or the process is about to end
 
 Nothing here touches a socket, a handler or an option.
 """
@@ -142,6 +143,12 @@ class HookError(ProxyError):
     """A hook raised; ``__cause__`` is what it raised."""
 
     status_code = 500
+
+
+class TunnelClosed(ProxyError):
+    """We ended a tunnel, or would not begin one any more. Nobody's fault."""
+
+    status_code = 503
 
 
 class LoopDetected(ProxyError):

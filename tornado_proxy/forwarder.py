@@ -10,7 +10,7 @@
                  -(5) client.send(request)                                       --> head, then body as it comes
                        failed before a byte left, or provably safe -> should_retry -> (2)
                  -(6) UpstreamResponse head  <-------------------------------------- status, headers
-                       cleaned -> handle_status / rewrite_response
+                       cleaned -> handle_status / rewrite_response; 101 -> tunnel
      head        <(7) commit: after this line an error can only abort
      chunks      <(8) each chunk: filter, write, wait for the drain
      end | cut   <(9) on_done(outcome): exactly once, whatever happened
@@ -41,10 +41,12 @@ from tornado_proxy.errors import (
     ProxyError,
     Retry,
     Side,
+    TunnelClosed,
     UpstreamError,
 )
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import reason_ok, response_may_have_body
+from tornado_proxy.handshake import Switched, check_upgrade, head_bytes, shake_hands
 from tornado_proxy.headers import body_changed, max_forwards
 from tornado_proxy.heads import (
     Inbound,
@@ -57,6 +59,7 @@ from tornado_proxy.heads import (
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions, ResponseMode
 from tornado_proxy.timeouts import Watchdog
+from tornado_proxy.tunnel import Tunnel, downstream_side
 from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstream
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,8 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
 
 _exchanges: set[Exchange] = set()
 _waiters: list[asyncio.Future[None]] = []
+# Set by begin_drain().
+_draining = False
 
 
 def active_exchanges() -> int:
@@ -79,6 +84,19 @@ async def drained() -> None:
         waiter = asyncio.get_running_loop().create_future()
         _waiters.append(waiter)
         await waiter
+
+
+def begin_drain() -> None:
+    """Open no more tunnels in this process: upgrades get 503 from now on. All else goes on."""
+    global _draining
+    _draining = True
+
+
+async def close_tunnels() -> None:
+    """End every tunnel, and return when their outcomes were told."""
+    ending = [exchange.close_tunnel() for exchange in _exchanges if exchange.is_tunnel]
+    if ending:
+        await asyncio.wait(ending, timeout=1.0)
 
 
 async def refuse(downstream: Downstream, error: ProxyError) -> None:
@@ -122,6 +140,8 @@ class Exchange:
         self._committed = False
         # The downstream, which waited, has been told to send its body.
         self._continued = False
+        # Whether the exchange has become a tunnel, which then lasts.
+        self.is_tunnel = False
         self._request: UpstreamRequest | None = None
         self._response: UpstreamResponse | None = None
         self._upstream: UpstreamURL | None = None
@@ -180,6 +200,12 @@ class Exchange:
             if self._task is not None:
                 self._task.cancel()
 
+    def close_tunnel(self) -> asyncio.Task[Any]:
+        """End the tunnel that this exchange is; return the task that does."""
+        assert self._task is not None
+        self.stop(TunnelClosed("the process is about to end", phase=Phase.UPGRADE, upstream=self.outcome.upstream))
+        return self._task
+
     # -- the story
 
     async def run(self) -> None:
@@ -237,12 +263,21 @@ class Exchange:
             response.abort()
             return
         # Steps (7) and (8) follow.
+        if isinstance(response, Switched):
+            if response.status == 101:
+                await self._tunnel(response)
+                return
+            response.abort()
         await self._relay(response, length)
 
     async def _obtain_response(self) -> UpstreamResponse | None:
         """Steps (1) to (5); ``None`` when a hook has answered."""
         source = self.downstream.request
         refuse_early(self.options, self.inbound, source)
+        if self.inbound.upgrade:
+            check_upgrade(source, self.options)
+            if _draining:
+                raise TunnelClosed("no new tunnels: the process is about to end", phase=Phase.UPGRADE)
         assert source.method is not None
         if max_forwards(source.method, source.headers) == 0:
             self.downstream.send_own_answer()
@@ -300,6 +335,7 @@ class Exchange:
             buffer_size=options.buffer_size,
             expect_continue=inbound.expects_continue and not self._received,
             on_interim=self._relay_interim,
+            upgrade=inbound.upgrade,
         )
 
     def _check_request(self, request: UpstreamRequest) -> None:
@@ -310,13 +346,19 @@ class Exchange:
             request.expect_continue = False
         if request.body is not None and not isinstance(request.body, bytes | BodyPipe):
             raise HookError(f"rewrite_request set the body to {type(request.body).__name__}; assign bytes or None")
+        if request.method != "GET" or request.body is not None:
+            # No handshake any more (RFC 6455 section 4.1).
+            request.upgrade = False
         if self.downstream.hooked("rewrite_request") or self.options.normalize_headers:
             check_rewritten(request)
 
     async def _send(self, request: UpstreamRequest) -> UpstreamResponse:
         upload = request.body if isinstance(request.body, BodyPipe) else None
         self._watchdog.request_started(upload, self.outcome.upstream or "")
-        response = await self.client.send(request)
+        if request.upgrade and self.inbound.upgrade:
+            response = await shake_hands(request, self.options.client_options)
+        else:
+            response = await self.client.send(request)
         response.max_size = self.options.max_buffered_response
         self._response = response
         self._watchdog.head_received(response)
@@ -403,6 +445,31 @@ class Exchange:
         if not _drained(written):
             await self._drain(written)
 
+    async def _tunnel(self, response: Switched) -> None:
+        """Steps (7) and (8) of an upgrade: pass on the 101, then bytes both ways until both sides have ended."""
+        downstream, options, outcome = self.downstream, self.options, self.outcome
+        assert response.side is not None
+        headers = downstream.fields_of(response, options.stream_headers_mode)
+        head = head_bytes(f"HTTP/1.1 101 {response.reason}", headers)
+        # (7) Commit.
+        self._committed = self.is_tunnel = True
+        stream = downstream.detach()
+        try:
+            side = await downstream_side(stream)
+            if (room := side.write(head)) is not None:
+                await room
+            tunnel = Tunnel(
+                side, response.side, origin=outcome.upstream or "", idle_timeout=options.tunnel_idle_timeout
+            )
+            # (8) Each chunk as it comes.
+            try:
+                await tunnel.run()
+            finally:
+                outcome.bytes_up, outcome.bytes_down = tunnel.bytes_up, tunnel.bytes_down
+        finally:
+            stream.close()
+            downstream.tunnel_ended(response.status)
+
     async def _drain(self, written: asyncio.Future[None]) -> None:
         if not self.downstream.unsent():
             return
@@ -419,7 +486,7 @@ class Exchange:
             self._response.abort()
         if error.side is Side.UPSTREAM:
             log.warning("%s %s: %s", self.downstream.request.method, self._path(), error)
-        elif error.side is Side.DOWNSTREAM:
+        elif error.side is Side.DOWNSTREAM or isinstance(error, TunnelClosed):
             log.debug("%s %s: %s", self.downstream.request.method, self._path(), error)
         else:
             log.error("%s %s: %s", self.downstream.request.method, self._path(), error, exc_info=error.__cause__)
@@ -467,7 +534,7 @@ class Exchange:
         self._ending = True
         self._watchdog.stop()
         if self._response is not None:
-            if not self._response.stream.ended:
+            if not self._response.stream.ended or isinstance(self._response, Switched):
                 self._response.abort()
             self.outcome.timings.update(self._response.timings)
         outcome = self.outcome

@@ -19,9 +19,10 @@ from tornado.web import RequestHandler, stream_request_body
 
 from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
 from tornado_proxy.connections import server_connection
-from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError
+from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError, TunnelClosed
 from tornado_proxy.forwarder import Exchange, refuse
 from tornado_proxy.framing import expects_continue, request_framing
+from tornado_proxy.handshake import wants_upgrade
 from tornado_proxy.heads import Inbound
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import HeadersMode, OptionError, ProxyOptions
@@ -175,10 +176,11 @@ class ProxyHandler(RequestHandler):
             raise error
         target = parse_target(request.method, request.uri)
         prefix, tail = self._split_path(target)
+        upgrade = wants_upgrade(request, framing)
         if not self._stream_request_body:
-            return Inbound(target, framing, tail, prefix, request.body if framing.has_body else None)
+            return Inbound(target, framing, tail, prefix, request.body if framing.has_body else None, upgrade=upgrade)
         expects = expects_continue(request.version, request.headers, framing)
-        return Inbound(target, framing, tail, prefix, expects_continue=expects)
+        return Inbound(target, framing, tail, prefix, expects_continue=expects, upgrade=upgrade)
 
     def _split_path(self, target: RequestTarget) -> tuple[str | None, str]:
         """Return the mount's prefix and the raw tail below it."""
@@ -309,8 +311,15 @@ class ProxyHandler(RequestHandler):
     def send_end(self) -> Future[None]:
         return self.finish()
 
+    def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
+        return self._merged(response.headers, mode)
+
+    def tunnel_ended(self, status: int) -> None:
+        self._status_code = status
+        self._log()
+
     def send_error_page(self, error: ProxyError) -> None:
-        if isinstance(error, NoUpstreamAvailable):
+        if isinstance(error, NoUpstreamAvailable | TunnelClosed):
             self._retry_after = True
         if isinstance(error, BadRequest):
             # Where the framing is in doubt nobody knows where the next request begins.

@@ -56,6 +56,8 @@ class Inbound:
     body: bytes | None = None
     # The downstream waits for 100 (Continue) before it sends its body.
     expects_continue: bool = False
+    # Whether it is a websocket handshake.
+    upgrade: bool = False
 
 
 def refuse_early(options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest) -> None:

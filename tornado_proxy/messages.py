@@ -40,6 +40,8 @@ class UpstreamRequest:
     expect_continue: bool = False
     # Called from the loop with status, reason and headers of each interim response, before the final one is there.
     on_interim: Callable[[int, str, HTTPHeaders], None] | None = None
+    # Ask the upstream to switch to websocket. Set for a handshake; a hook may clear it to have a plain request sent.
+    upgrade: bool = False
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from tornado_proxy.clients import DEFAULT_CLIENT, check_client
 from tornado_proxy.clients.base import HTTPClient
 from tornado_proxy.framing import is_token
-from tornado_proxy.urls import parse_upstream
+from tornado_proxy.urls import normalized_origin, parse_upstream
 
 Hook = Callable[..., Any]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -139,6 +139,7 @@ class ProxyOptions:
     networks: tuple[Network, ...] = field(init=False, repr=False, default=())
     trust_all: bool = field(init=False, repr=False, default=False)
     methods: frozenset[str] = field(init=False, repr=False, default=STANDARD_METHODS)
+    origins: frozenset[str] | None = field(init=False, repr=False, default=None)
     _statuses: tuple[tuple[range, Hook], ...] = field(init=False, repr=False, default=())
     _error_call: tuple[Hook, tuple[Any, ...], bool] | None = field(init=False, repr=False, default=None)
 
@@ -190,12 +191,7 @@ class ProxyOptions:
         networks, trust_all = _check_networks(self.trusted_proxies)
         settle("networks", networks)
         settle("trust_all", trust_all)
-        if self.allowed_origins is not None and (
-            isinstance(self.allowed_origins, str | bytes) or not isinstance(self.allowed_origins, Sequence)
-        ):
-            raise OptionError(
-                f"allowed_origins {self.allowed_origins!r} is not a list; write ('https://app.example.com',) or None"
-            )
+        settle("origins", _check_origins(self.allowed_origins))
         settle("_statuses", _check_statuses(self.status_callbacks))
         settle("_error_call", _check_error_callback(self.error_callback))
         _check_client(self.client, self.client_options)
@@ -306,6 +302,21 @@ def _check_methods(methods: Iterable[str]) -> frozenset[str]:
         if method == "CONNECT":
             raise OptionError("custom_http_methods: 'CONNECT' makes tunnels to anywhere; leave it out")
     return STANDARD_METHODS | frozenset(methods)
+
+
+def _check_origins(origins: Any) -> frozenset[str] | None:
+    if origins is None:
+        return None
+    if isinstance(origins, str | bytes) or not isinstance(origins, Sequence):
+        raise OptionError(f"allowed_origins {origins!r} is not a list; write ('https://app.example.com',) or None")
+    for origin in origins:
+        # A slash at the end would match nothing, and nobody would know why.
+        scheme, separator, host = origin.partition("://") if isinstance(origin, str) else ("", "", "")
+        if origin != "null" and (not scheme or not separator or not host or any(c in host for c in "/?#@* ")):
+            raise OptionError(
+                f"allowed_origins: {origin!r} is not an origin; write one such as 'https://app.example.com'"
+            )
+    return frozenset(map(normalized_origin, origins))
 
 
 def _check_networks(given: Any) -> tuple[tuple[Network, ...], bool]:

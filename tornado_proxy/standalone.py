@@ -275,6 +275,7 @@ async def serve(
     ready()
     await stop.wait()
 
+    forwarder.begin_drain()
     if running := forwarder.active_exchanges():
         logger.warning("stopping; waiting for %d exchanges, a second signal ends them", running)
     clean = True
@@ -283,6 +284,8 @@ async def serve(
     except TimeoutError:
         clean = False
         logger.warning("drain timeout; %d exchanges are cut off", forwarder.active_exchanges())
+        # The log shall have a line for each of these too.
+        await forwarder.close_tunnels()
     if demo:
         await demo.stop()
     close_clients()

@@ -27,6 +27,9 @@ _TARGET = re.compile(r"[\x21\x22\x24-\x7e\x80-\xff]+")
 _ABSOLUTE_FORM = re.compile(r"(https?)://([^/?\\]*)([^?]*)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 _HTTP_URL = re.compile(r"(https?://[^/?#\\]*)([\x21\x22\x24-\x7e\x80-\xff]*)", re.IGNORECASE)
 
+_ORIGIN = re.compile(r"(([a-z][a-z0-9+.\-]*)://[^/?#@\s]+):([0-9]{1,5})")
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
 # "%25" before the two digits is one more layer of encoding; the star takes all layers in a single linear pass.
 _ENCODED_DOT = re.compile(r"%(?:25)*2e", re.IGNORECASE)
 _ENCODED_SLASH = re.compile(r"%(?:25)*(?:2f|5c)|\\", re.IGNORECASE)
@@ -183,6 +186,18 @@ def split_url(url: str) -> tuple[str, str, str]:
             raise ValueError(f"url {origin!r} has a backslash behind its host; write '/'")
         target = "/" + target
     return upstream.origin, upstream.netloc, target
+
+
+def normalized_origin(origin: str) -> str:
+    """Return an ``Origin`` in the one form in which it can be compared: lower case, without a default port.
+
+    RFC 6454 sections 4 and 6. What is no ``scheme://host:port``, such as ``null``, only becomes lower-case.
+    """
+    origin = origin.strip(" \t").lower()
+    match = _ORIGIN.fullmatch(origin)
+    if match is None or _DEFAULT_PORTS.get(match[2]) != int(match[3]):
+        return origin
+    return match[1]
 
 
 def mount_tail(prefix: str, path: str) -> str | None:

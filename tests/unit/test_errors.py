@@ -25,6 +25,7 @@ TREE = [
     ("DownstreamClosed", 499, Side.DOWNSTREAM, Retry.NEVER),
     ("HookError", 500, Side.PROXY, Retry.NEVER),
     ("LoopDetected", 508, Side.PROXY, Retry.NEVER),
+    ("TunnelClosed", 503, Side.PROXY, Retry.NEVER),
 ]
 
 

@@ -51,6 +51,9 @@ class TestStartUpErrors:
             ({"status_callbacks": [404]}, ["status_callbacks [404]"]),
             ({"error_callback": lambda: None}, ["error_callback", "(error)"]),
             ({"allowed_origins": "https://a.example"}, ["allowed_origins 'https://a.example'", "list"]),
+            ({"allowed_origins": ["https://a.example/"]}, ["'https://a.example/' is not an origin", "https://app"]),
+            ({"allowed_origins": ["a.example"]}, ["'a.example' is not an origin", "https://app"]),
+            ({"allowed_origins": ["*"]}, ["'*' is not an origin"]),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )

@@ -14,6 +14,7 @@ from tornado_proxy.urls import (
     escapes_base,
     join_url,
     mount_tail,
+    normalized_origin,
     parse_target,
     parse_upstream,
     split_url,
@@ -431,3 +432,22 @@ class TestMountTail:
     )
     def test_is_the_raw_path_below_the_prefix(self, prefix: str, path: str, tail: str | None) -> None:
         assert mount_tail(prefix, path) == tail
+
+
+class TestOrigins:
+    @pytest.mark.parametrize(
+        ("given", "normal"),
+        [
+            ("https://App.Example", "https://app.example"),
+            ("https://app.example:443", "https://app.example"),
+            ("http://app.example:80", "http://app.example"),
+            ("http://app.example:443", "http://app.example:443"),
+            ("http://[::1]:80", "http://[::1]"),
+            ("http://[::1]:9000", "http://[::1]:9000"),
+            ("chrome-extension://abc", "chrome-extension://abc"),
+            ("null", "null"),
+            (" https://a ", "https://a"),
+        ],
+    )
+    def test_are_compared_in_one_form(self, given, normal):
+        assert normalized_origin(given) == normal
