@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tornado.httpclient import HTTPResponse
+from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient
 from tornado.web import Application, RequestHandler
+from tornado.websocket import websocket_connect
 
 from tests.support.logs import LogGuard
 from tornado_proxy import demo as embedded
@@ -241,6 +242,19 @@ class TestEmbeddedUpstream:
         assert seen(await fetch(f"{url}/upload", method="POST", body=body))["bytes"] == 300_000
         memory = seen(await fetch(f"{url}/memory"))
         assert (memory["sent"], memory["received"]) == (200_000, 300_000)
+
+    async def test_echoes_websocket_messages_to_its_own_page_only(self, url: str) -> None:
+        request = HTTPRequest(f"{url.replace('http', 'ws')}/websocket", headers={"Origin": url})
+        connection = await websocket_connect(request)
+        for message in ("hello", b"\x00" * 100_000):
+            await connection.write_message(message, binary=isinstance(message, bytes))
+            assert await connection.read_message() == message
+        connection.close(1000)
+        assert await connection.read_message() is None
+        assert connection.close_code == 1000
+        request.headers["Origin"] = "http://evil.example"
+        with pytest.raises(HTTPClientError, match="403"):
+            await websocket_connect(request)
 
     async def test_says_what_is_wrong_with_an_argument(self, url: str, fetch: Fetch) -> None:
         response = await fetch(f"{url}/download?bytes=many")

@@ -14,6 +14,7 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler, stream_request_body
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 CHUNK = os.urandom(64 * 1024)
 MAX_TRANSFER = 1 << 34
@@ -148,6 +149,25 @@ class Echo(DemoHandler):
         self.write("\n".join(lines) + "\n")
 
 
+class EchoSocket(WebSocketHandler):
+    """Sends each message back as it came."""
+
+    def initialize(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+
+    def check_origin(self, origin: str) -> bool:
+        # The page came from where the proxy is; Host names this upstream.
+        return origin.partition("://")[2] == self.request.headers.get("X-Forwarded-Host")
+
+    async def on_message(self, message: str | bytes) -> None:
+        size = len(message)
+        self.traffic.received += size
+        # Waiting here holds the sender back.
+        with contextlib.suppress(WebSocketClosedError):
+            await self.write_message(message, binary=isinstance(message, bytes))
+            self.traffic.sent += size
+
+
 class Hang(DemoHandler):
     """Takes the request and never answers."""
 
@@ -173,7 +193,9 @@ class Page(StaticFileHandler):
 
     def set_extra_headers(self, path: str) -> None:
         self.set_header("Cache-Control", "no-cache")
-        self.set_header("Content-Security-Policy", "default-src 'self'; img-src 'self' data:")
+        self.set_header(
+            "Content-Security-Policy", "default-src 'self'; img-src 'self' data:; connect-src 'self' ws: wss:"
+        )
 
 
 def make_app(proxy_pid: int) -> Application:
@@ -188,6 +210,7 @@ def make_app(proxy_pid: int) -> Application:
             (r"/memory", Memory, shared),
             (r"/status/([2-5]\d\d)", Status, shared),
             (r"/echo", Echo, shared),
+            (r"/websocket", EchoSocket, shared),
             (r"/hang.*", Hang, shared),
             (r"/truncated", Truncated, shared),
             (r"/(|app\.js|style\.css)", Page, page),

@@ -222,6 +222,111 @@ async function showMemory() {
 setInterval(showMemory, 1000);
 showMemory();
 
+// --- websocket --------------------------------------------------------------------------------------------------------
+
+const PINGS = 100;
+const PING_EVERY = 250;
+const MESSAGE = 64 * 1024;
+const IN_FLIGHT = 4 * MIB;
+const MEASURE = 3000;
+const pings = [];
+let socket = null;
+let pinging = null;
+let measured = null; // { sent, received, started } while throughput is measured
+
+function openSocket() {
+  const url = new URL("websocket", location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  socket = new WebSocket(url);
+  socket.binaryType = "arraybuffer";
+  setState($("socket-state"), "connecting");
+  $("socket-toggle").textContent = "Disconnect";
+  socket.onopen = () => {
+    setState($("socket-state"), "connected", "good");
+    setSocketControls(true);
+    pinging = setInterval(ping, PING_EVERY);
+    ping();
+  };
+  socket.onmessage = takeMessage;
+  socket.onclose = (event) => {
+    clearInterval(pinging);
+    socket = measured = null;
+    setSocketControls(false);
+    $("socket-toggle").textContent = "Connect";
+    setState($("socket-state"), `closed, code ${event.code}${event.reason ? `: ${event.reason}` : ""}`, event.wasClean ? "" : "bad");
+  };
+}
+
+function setSocketControls(on) {
+  for (const id of ["socket-message", "socket-send", "socket-throughput"]) $(id).disabled = !on;
+}
+
+// Scripts cannot send ping frames, so a small message with its time does.
+function ping() {
+  if (!measured) socket.send(`ping ${performance.now()}`);
+}
+
+function takeMessage({ data }) {
+  if (data instanceof ArrayBuffer) takeBinary(data.byteLength);
+  else if (data.startsWith("ping ")) takePing(performance.now() - Number(data.slice(5)));
+  else logMessage(`← ${data}`);
+}
+
+function takePing(delay) {
+  pings.push(delay);
+  if (pings.length > PINGS) pings.shift();
+  const sorted = [...pings].sort((a, b) => a - b);
+  $("ping-now").textContent = milliseconds(delay);
+  $("ping-median").textContent = milliseconds(sorted[sorted.length >> 1]);
+  $("ping-max").textContent = milliseconds(sorted.at(-1));
+  $("ping-scale").textContent = milliseconds(draw($("ping-chart"), pings, PINGS, 5));
+}
+
+function logMessage(text) {
+  const log = $("socket-log");
+  log.textContent = (log.dataset.used ? `${log.textContent}\n` : "") + text;
+  log.dataset.used = "1";
+  log.scrollTop = log.scrollHeight;
+}
+
+function measure() {
+  measured = { sent: 0, received: 0, started: performance.now() };
+  $("socket-throughput").disabled = true;
+  setState($("socket-state"), "measuring");
+  fill();
+}
+
+const piece = new Uint8Array(MESSAGE);
+function fill() {
+  while (measured.sent - measured.received < IN_FLIGHT && performance.now() - measured.started < MEASURE) {
+    socket.send(piece);
+    measured.sent += MESSAGE;
+  }
+}
+
+function takeBinary(size) {
+  if (!measured) return;
+  measured.received += size;
+  const seconds = (performance.now() - measured.started) / 1000;
+  $("socket-speed").textContent = `${(measured.received / MIB / seconds).toFixed(0)} MiB/s`;
+  fill();
+  if (measured.received < measured.sent) return;
+  measured = null;
+  $("socket-throughput").disabled = false;
+  setState($("socket-state"), "connected", "good");
+}
+
+function sendMessage() {
+  const text = $("socket-message").value;
+  logMessage(`→ ${text}`);
+  socket.send(text);
+}
+
+$("socket-toggle").onclick = () => (socket ? socket.close(1000) : openSocket());
+$("socket-send").onclick = sendMessage;
+$("socket-message").onkeydown = (event) => { if (event.key === "Enter") sendMessage(); };
+$("socket-throughput").onclick = measure;
+
 // --- statuses and errors ----------------------------------------------------------------------------------------------
 
 function element(name, text, className = "") {
