@@ -141,17 +141,21 @@ class StreamSide:
 async def downstream_side(stream: Any) -> Side:
     """Return the side of a stream that an HTTP server has detached. It begins with what that server read too much.
 
-    Raises ``StreamClosedError`` when the downstream has left, ``OSError`` when there is no descriptor to be had.
+    Raises ``StreamClosedError`` when the downstream has left.
     """
     if stream.closed():
         raise StreamClosedError
     if type(stream) is not IOStream:
         return StreamSide(stream)
+    try:
+        sock = stream.socket.dup()
+    except OSError:
+        # No descriptor to be had. Without one only the half-close is lost.
+        return StreamSide(stream)
     # Frames that came together with the handshake, or while it went on. There is no public way to ask for no more than
     # what is held (Tornado 6.6).
     held = stream._read_buffer_size
     early = await stream.read_bytes(held) if held else b""
-    sock = stream.socket.dup()
     # Ends Tornado's interest in the connection, which lives on in the duplicate.
     stream.close()
     return await adopt(sock, early)

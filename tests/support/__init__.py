@@ -7,6 +7,7 @@
 ``logs``        the guard that fails a test on a log line it did not expect
 ``memory``      how many bytes of bodies are held
 ``certificates`` an authority of our own, and what it certified
+``websocket``   a handshake by hand, and both ends of an open tunnel
 ``process``     the standalone proxy as a subprocess
 ``fixtures``    the pytest fixtures over all of these, loaded by ``tests/conftest.py``
 """
