@@ -26,8 +26,10 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from tornado_proxy.errors import DownstreamClosed, Phase, ProxyError, TunnelClosed, UpstreamClosed
 
-# Bytes read at a time, and also what may wait to be written before the reading stops.
+# Bytes that may wait on either side of a direction before the reading stops.
 CHUNK = 64 * 1024
+# What a transport may have received at a time. To take less would move the rest for each piece: half the speed.
+_RECEIVED = 256 * 1024
 # Seconds that one direction may go on after the other has ended.
 HALF_CLOSED = 30.0
 # Seconds that the last bytes may take to leave once the tunnel is over.
@@ -75,7 +77,7 @@ class TransportSide:
         _keep_alive(self._transport.get_extra_info("socket"))
 
     async def read(self) -> bytes:
-        return await self.reader.read(CHUNK)
+        return await self.reader.read(_RECEIVED)
 
     def write(self, chunk: bytes) -> Awaitable[Any] | None:
         self._writer.write(chunk)

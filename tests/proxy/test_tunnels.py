@@ -256,6 +256,27 @@ class TestManyIdleTunnels:
                 assert await downstream.read_exactly(4) == b"pong"
 
 
+class TestNothingIsLeft:
+    async def test_of_tunnels_however_they_ended(self, upstream):
+        starting = StandaloneProxy("--to", upstream.url)
+        proxy = await asyncio.to_thread(starting.__enter__)
+        try:
+            # The first one also opens what stays open; two descriptors are its own.
+            sides = await opened_through(proxy.port, upstream)
+            before = proxy.fds() - 2
+            for side in sides:
+                side.close()
+            for _ in range(30):
+                for first, how in ((0, "close"), (1, "close"), (0, "reset"), (1, "reset")):
+                    sides = await opened_through(proxy.port, upstream)
+                    getattr(sides[first], how)()
+                    await sides[1 - first].closed()
+                    sides[1 - first].close()
+            await until(lambda: proxy.fds() <= before, "every descriptor was given back")
+        finally:
+            await asyncio.to_thread(proxy.stop)
+
+
 class TestDrain:
     async def test_refuses_new_tunnels_with_503(self, proxy, upstream, monkeypatch):
         """UP-10: on a connection that was there before."""
