@@ -15,9 +15,11 @@ from typing import Any, cast
 from tornado.concurrent import Future
 from tornado.iostream import StreamClosedError
 
-# Bytes that wait in the transport before a writer has to wait. The kernel holds enough to keep the line busy; these are
-# paid for each slow reader.
-HIGH_WATER = 32 * 1024
+# Bytes that may wait in the transport before a writer must wait too: none, as with Tornado's streams. The kernel holds
+# enough to keep the line busy, and each slow reader costs 64 KB less than with asyncio's default.
+HIGH_WATER = 0
+# asyncio's TLS pauses as soon as there are as many, so that none would mean for ever.
+HIGH_WATER_TLS = 16 * 1024
 
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -56,7 +58,7 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.tls = transport.get_extra_info("sslcontext") is not None
-        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_TLS if self.tls else HIGH_WATER)
         sock = transport.get_extra_info("socket")
         address = transport.get_extra_info("peername")
         family = sock.family if sock is not None else None
