@@ -225,9 +225,9 @@ def _refusal(head: _Head, side: TransportSide, origin: str, request: UpstreamReq
         reading.cancel()
         side.close()
 
-    return UpstreamResponse(
-        head.status, head.reason, head.headers, stream, origin, version=head.version, on_abort=abort
-    )
+    # A copy: what is removed from it on its way downstream still says how the body is delimited.
+    headers = head.headers.copy()
+    return UpstreamResponse(head.status, head.reason, headers, stream, origin, version=head.version, on_abort=abort)
 
 
 async def _read_body(head: _Head, side: TransportSide, origin: str, stream: BodyPipe) -> None:
