@@ -140,13 +140,14 @@ class UpstreamConnection(Wire):
 
 
 class ScriptedUpstream:
-    """Listens on a free port of 127.0.0.1, or on a unix socket; hands its connections to the test.
+    """Listens on `port` of 127.0.0.1, by default a free one, or on a unix socket; hands its connections to the test.
 
     ``connections`` are all that were ever made, open or not, and ``accepted`` their number. All are closed on exit.
     """
 
-    def __init__(self, *, unix_socket: Path | None = None, timeout: float = TIMEOUT) -> None:
+    def __init__(self, *, unix_socket: Path | None = None, port: int = 0, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
+        self.port = port
         self.connections: list[UpstreamConnection] = []
         self.requests: list[Request] = []  # served by a handler; by hand, see the connections
         self._unix_socket = unix_socket
@@ -157,8 +158,8 @@ class ScriptedUpstream:
 
     async def __aenter__(self) -> Self:
         if self._unix_socket is None:
-            self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-            self.port: int = self._listener.getsockname()[1]
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+            self.port = self._listener.getsockname()[1]
         else:
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(str(self._unix_socket))
