@@ -46,7 +46,8 @@ class UpstreamConnection(Wire):
     def __init__(self, sock: socket.socket, who: str, timeout: float) -> None:
         super().__init__(sock, who, timeout)
         self.requests: list[Request] = []
-        # What was sent since the last request head: enough to tell whether the response is complete.
+        # What was sent since the last request head, interim responses left out: enough to tell whether the response is
+        # complete.
         self._sent_head = bytearray()
         self._sent_size = 0
         self._sent_tail = b""
@@ -82,9 +83,15 @@ class UpstreamConnection(Wire):
 
     async def send(self, data: bytes) -> None:
         """Send exactly these bytes."""
+        self._sent_size += len(data)
         if b"\r\n\r\n" not in self._sent_head:
             self._sent_head += data
-        self._sent_size += len(data)
+            while self._sent_head.startswith(b"HTTP/1.1 10") and self._sent_head[11:12] != b"1":
+                end = self._sent_head.find(b"\r\n\r\n") + 4
+                if end < 4:
+                    break
+                del self._sent_head[:end]
+                self._sent_size -= end
         self._sent_tail = (self._sent_tail + data[-8:])[-8:]
         while self._sent_head[9:10] == b"1" and self._sent_head[9:12] != b"101" and b"\r\n\r\n" in self._sent_head:
             # An interim response; the response is still to come.
