@@ -89,10 +89,15 @@ async def client(port: int, until: float, chance: random.Random, results: Counte
                 headers, body = CHUNKED, (chunk(body) if body else b"") + LAST_CHUNK
         try:
             if chance.random() < 0.05:
-                sent = f"{method} /{kind}/{size} HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n".encode()
-                await downstream.send(sent + BODY[: chance.randrange(size + 1)] if kind == "upload" else sent)
-                if chance.random() < 0.7:
-                    await downstream.read_some(chance.randrange(1, 100_000))
+                length = f"Content-Length: {size}\r\n" if kind == "upload" else ""
+                sent = f"{method} /{kind}/{size} HTTP/1.1\r\nHost: h\r\n{length}\r\n".encode()
+                if kind == "upload":
+                    # Only a part of the body.
+                    await downstream.send(sent + BODY[: chance.randrange(size + 1)])
+                else:
+                    await downstream.send(sent)
+                    if chance.random() < 0.7:
+                        await downstream.read_some(chance.randrange(1, 100_000))
                 (downstream.close if chance.random() < 0.5 else downstream.reset)()
                 downstream = None
                 results["left"] += 1

@@ -130,9 +130,7 @@ class TestAnExceptionInACallback:
             ),
         ],
     )
-    async def test_the_transfer_fails_and_the_process_lives(
-        self, proxy, echo, expect_log, monkeypatch, capfd, where
-    ):
+    async def test_the_transfer_fails_and_the_process_lives(self, proxy, echo, expect_log, monkeypatch, capfd, where):
         expect_log("upstream|our own fault")
         original = getattr(curl._Transfer, where)
         fail = True
@@ -511,7 +509,9 @@ class TestTheEnvironment:
     """FA-21: neither http_proxy nor .netrc has a say in where requests go and with whose name."""
 
     async def test_is_ignored(self, tmp_path: Path):
-        (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password secret\ndefault login x password y\n")
+        (tmp_path / ".netrc").write_text(
+            "machine 127.0.0.1 login someone password secret\ndefault login x password y\n"
+        )
         (tmp_path / ".curlrc").write_text("proxy = http://127.0.0.1:1\n")
         nowhere = "http://127.0.0.1:1"
         names = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")

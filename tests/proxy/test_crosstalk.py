@@ -126,6 +126,8 @@ class TestTokens:
             for number in range(CONNECTIONS):
                 group.create_task(client(number, REQUESTS // CONNECTIONS))
         elapsed = monotonic() - started
-        print(f"{sum(results.values())} requests in {elapsed:.1f} s: {dict(results)}; upstream connections {upstream.accepted}")
+        print(
+            f"{sum(results.values())} requests in {elapsed:.1f} s: {dict(results)}; upstream connections {upstream.accepted}"
+        )
         while forwarder.active_exchanges():
             await asyncio.sleep(0.01)

@@ -11,7 +11,9 @@ from tests.support.wire import LAST_CHUNK, WireClosed, chunk
 
 FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
 BODY = b"the body " * 1000
-NOT_RELAYED = pytest.mark.xfail(strict=True, reason="Expect is not relayed yet: Tornado answers 100 before anybody asked")
+NOT_RELAYED = pytest.mark.xfail(
+    strict=True, reason="Expect is not relayed yet: Tornado answers 100 before anybody asked"
+)
 
 
 def head(framing: str, version: str = "1.1", expect: str = "100-continue") -> bytes:

@@ -64,7 +64,9 @@ class TestTinyChunks:
         await sending
         assert await reading == body
         elapsed = monotonic() - started
-        print(f"{direction} {count}: {elapsed:.2f} s, proxy cpu {proxy.cpu() - used:.2f} s, others {slowest * 1000:.0f} ms")
+        print(
+            f"{direction} {count}: {elapsed:.2f} s, proxy cpu {proxy.cpu() - used:.2f} s, others {slowest * 1000:.0f} ms"
+        )
         assert elapsed < 15
         assert slowest < 1.0
         assert others
@@ -140,7 +142,9 @@ class TestALongStream:
     """BP-08: server-sent events with long silences outlive every limit but the one on silence."""
 
     async def test_is_not_cut_by_a_limit_on_the_head(self, proxy, upstream):
-        running = await proxy(upstream.url, connect_timeout=0.2, response_timeout=0.2, write_timeout=0.2, idle_timeout=5)
+        running = await proxy(
+            upstream.url, connect_timeout=0.2, response_timeout=0.2, write_timeout=0.2, idle_timeout=5
+        )
         downstream = await running.ask("GET", "/events", [("Accept", "text/event-stream")])
         conn, _ = await upstream.request()
         await conn.send_head(200, [("Content-Type", "text/event-stream"), *CHUNKED])
@@ -203,9 +207,7 @@ class TestARefusedUpload:
     async def upload(self, running, target: str, framing: str, size: int, method: str = "POST"):
         """Send all of it, as a client does that does not look before it has sent, and read the answer."""
         downstream = await running.connect()
-        await downstream.request(
-            method, target, CHUNKED if framing == "chunked" else [("Content-Length", str(size))]
-        )
+        await downstream.request(method, target, CHUNKED if framing == "chunked" else [("Content-Length", str(size))])
         sent = 0
 
         async def send() -> None:

@@ -116,6 +116,16 @@ class TestAMalformedHead:
         conn.close()
         assert (await downstream.read_response()).status == 502
 
+    @known("clients/curl.py, _take_head: lines[0] of an empty head raises IndexError inside libcurl's callback")
+    async def test_an_empty_line_in_place_of_a_head_is_no_fault_of_ours(self, proxy, upstream, expect_log, capfd):
+        expect_log("upstream")
+        running = await proxy(upstream.url)
+        downstream = await running.ask("POST", "/x", body=b"once")
+        conn, _ = await upstream.request()
+        await conn.send(b"HTTP/1.1 100 Continue\r\n\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        assert (await downstream.read_response()).status in (200, 502)
+        assert "Traceback" not in capfd.readouterr().err
+
 
 class TestAHugeHead:
     """It is refused at a limit of libcurl's, whatever it is made of, and not collected without end."""
