@@ -15,13 +15,15 @@ import pytest
 from tests.proxy.test_cancel import CHUNKED, PIECE, until
 from tests.support.downstream import Downstream
 from tests.support.process import StandaloneProxy, free_port
-from tests.support.upstream import EchoUpstream, ScriptedUpstream
+from tests.support.upstream import EchoUpstream
 from tests.support.wire import LAST_CHUNK, chunk, within
 from tornado_proxy import ProxyHandler, forwarder
 from tornado_proxy.clients import curl
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.messages import UpstreamRequest
+from tornado_proxy.options import ProxyOptions
+from tornado_proxy.timeouts import Watchdog
 
 MODES = pytest.mark.parametrize("mode", ["stream", "buffer"])
 
@@ -153,8 +155,9 @@ class TestAnExceptionInACallback:
         fail = False
         for _ in range(3):
             assert (await downstream.exchange("POST", "/x", body=b"some body")).status == 200
-        # pycurl itself writes the traceback; nobody hides it.
-        assert "our own fault" in capfd.readouterr().err
+        if where != "on_prereq":
+            # pycurl itself writes the traceback; nobody hides it.
+            assert "our own fault" in capfd.readouterr().err
 
 
 def block(seconds: float) -> None:
@@ -557,6 +560,26 @@ class TestADownstreamThatLeavesAtOnce:
             # Let the exchange end.
             conn.close()
             await until(lambda: forwarder.active_exchanges() == 0, "no exchange was left")
+
+
+class TestAnExchangeThatEnded:
+    """What is told of its body afterwards keeps nothing of it alive; the soak shows what that costs."""
+
+    @pytest.mark.xfail(
+        strict=True,
+        reason="timeouts.py: upload_ended() after stop() arms the timer again, which holds the exchange for its limit",
+    )
+    async def test_is_not_watched_again_when_its_body_ends_in_the_same_turn(self):
+        upload = BodyPipe(1000)
+        watchdog = Watchdog(ProxyOptions(upstream="http://h"), lambda error: None, lambda: 0, lambda: False)
+        watchdog.request_started(upload, "http://h")
+        watchdog.stop()
+        upload.close()
+        watchdog.upload_ended()
+        try:
+            assert watchdog._timer is None
+        finally:
+            watchdog.stop()
 
 
 class TestAHalfClosedDownstream:

@@ -126,8 +126,7 @@ class TestTokens:
             for number in range(CONNECTIONS):
                 group.create_task(client(number, REQUESTS // CONNECTIONS))
         elapsed = monotonic() - started
-        print(
-            f"{sum(results.values())} requests in {elapsed:.1f} s: {dict(results)}; upstream connections {upstream.accepted}"
-        )
+        total = sum(results.values())
+        print(f"{total} requests in {elapsed:.1f} s: {dict(results)}; upstream connections {upstream.accepted}")
         while forwarder.active_exchanges():
             await asyncio.sleep(0.01)

@@ -64,9 +64,8 @@ class TestTinyChunks:
         await sending
         assert await reading == body
         elapsed = monotonic() - started
-        print(
-            f"{direction} {count}: {elapsed:.2f} s, proxy cpu {proxy.cpu() - used:.2f} s, others {slowest * 1000:.0f} ms"
-        )
+        used = proxy.cpu() - used
+        print(f"{direction} {count}: {elapsed:.2f} s, proxy cpu {used:.2f} s, others {slowest * 1000:.0f} ms")
         assert elapsed < 15
         assert slowest < 1.0
         assert others

@@ -1,4 +1,4 @@
-"""A request is never sent twice where that could act twice, and an answer never goes to a request that it is not for."""
+"""A request is never sent twice where that could act twice, and an answer goes to its own request only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ONCE = {
 # Idempotent by RFC 9110 section 9.2.2, yet FA-06 lets them be repeated only where that was declared.
 REPEATED = pytest.mark.xfail(
     strict=True,
-    reason="forwarder._may_retry repeats every idempotent method; FA-06 wants that declared for those that change things",
+    reason="forwarder._may_retry repeats every idempotent method; FA-06 wants that declared for PUT and DELETE",
 )
 ONCE_CASES = [
     *(pytest.param(*case, id=name) for name, case in ONCE.items()),

@@ -39,7 +39,7 @@ class TestNoDescriptorsLeft:
 
     @pytest.mark.xfail(
         strict=True,
-        reason="tornado.netutil.add_accept_handler lets EMFILE escape: the listener stays readable, the loop spins and logs",
+        reason="tornado.netutil.add_accept_handler lets EMFILE escape: the listener stays readable, the loop spins",
     )
     async def test_it_neither_spins_nor_stays_deaf(self, served):
         upstream, proxy = served
@@ -161,7 +161,7 @@ class TestMonstrousHeads:
             echo.url, trusted_proxies=trusted, forwarded="both", server_options={"max_header_size": 128 * KIB}
         )
         loop = asyncio.get_running_loop()
-        # The longest single callback; the test's own upstream takes its part of the time too, but in callbacks of its own.
+        # The longest single callback; the test's own upstream takes its part of the time, but in callbacks of its own.
         durations: list[tuple[float, str]] = []
         original = asyncio.events.Handle._run
 

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import pytest
 
-
 OPENSSL = shutil.which("openssl")
 
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="openssl is not installed")
