@@ -204,9 +204,40 @@ class TestRequests:
                 seen.method in data and seen.target in data and all(token in data for token in tokens) for data in SENT
             ), (seen, data)
             assert b"x-evil" not in dict(seen.headers), (seen, data)
-            if seen.target == b"/smuggled":
-                assert smuggle, (seen, data)
-        assert len(upstream.requests) - before <= len(sent) * (1 + smuggle) * 2
+
+    @fuzz
+    @given(METHOD.filter(lambda method: method != b"BREW"), PIECES, st.integers(0, 5), st.booleans())
+    async def check_bodies(self, running, upstream, expect_log, method, pieces, at, chunked):
+        number = next(numbers)
+        inner = SMUGGLED.replace(b"X-Token: smuggled", b"X-Token: inner%d." % number)
+        pieces = [*pieces[:at], inner, *pieces[at:]]
+        body = b"".join(pieces)
+        head = method + b" /outer HTTP/1.1\r\nHost: h\r\nX-Token: outer%d.\r\n" % number
+        if chunked:
+            data = head + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(map(chunk, pieces)) + LAST_CHUNK
+        else:
+            data = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        try:
+            writer.write(data + b"GET /next HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            async with asyncio.timeout(5):
+                with contextlib.suppress(ConnectionError):
+                    while await reader.read(65536):
+                        pass
+        finally:
+            writer.close()
+        assert not upstream.refused
+        assert not [seen for seen in upstream.requests if seen.token() == b"inner%d." % number], data
+        arrived = [seen for seen in upstream.requests if seen.token() == b"outer%d." % number]
+        assert [seen.body for seen in arrived] in ([], [body], [body, body]), data
+
+    async def test_what_stands_in_a_body_is_no_request(self, proxy, expect_log):
+        expect_log("", required=False)
+        async with StrictUpstream() as upstream:
+            running = await proxy(upstream.url, idle_timeout=2, response_timeout=2)
+            await run(self.check_bodies, running, upstream, expect_log)
+            assert len(upstream.requests) > 20
 
     async def test_only_what_was_sent_arrives(self, proxy, expect_log):
         async with StrictUpstream() as upstream:

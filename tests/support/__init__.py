@@ -4,6 +4,7 @@
 ``upstream``    :class:`ScriptedUpstream`, driven by the test, and :class:`EchoUpstream`, which answers by itself
 ``downstream``  :class:`Downstream`, a client that sends and shows exact bytes
 ``proxy``       a proxy on the test's own event loop, and what must be true once it is stopped
+``strict``      h11 at both ends, for what no parser of ours should judge
 ``logs``        the guard that fails a test on a log line it did not expect
 ``memory``      how many bytes of bodies are held
 ``certificates`` an authority of our own, and what it certified

@@ -57,7 +57,8 @@ class StrictUpstream:
                     event = conn.next_event()
                 except h11.RemoteProtocolError as exc:
                     # The proxy may hang up in the middle of a body, which is how it says that it is not complete.
-                    if raw and not reader.at_eof():
+                    # And bytes above 0x7f pass in a target as they came, which h11 does not like.
+                    if raw and not reader.at_eof() and raw.partition(b"\r\n")[0].isascii():
                         self.refused.append(f"{exc}: {raw!r}")
                     return
                 if event is h11.NEED_DATA:
