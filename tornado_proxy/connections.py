@@ -66,6 +66,10 @@ class TornadoConnection:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        headers = connection._request_headers
+        if headers is not None and ("Content-Length" in headers or "Transfer-Encoding" in headers):
+            # Now, because a handler may answer before its body is begun.
+            _linger(connection)
 
     def begin_body(self, has_body: bool) -> None:
         connection = self._connection
@@ -73,7 +77,6 @@ class TornadoConnection:
         if has_body:
             # Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
             connection.set_max_body_size(_NO_LIMIT)
-            _linger(connection)
             _cut_on_broken_body(connection)
         else:
             # The server loop finds that out in the next turn; a response that is complete before would make it close.

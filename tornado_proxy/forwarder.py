@@ -64,8 +64,9 @@ from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstre
 
 log = logging.getLogger(__name__)
 
-# RFC 9110 section 9.2.2.
-_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"})
+# What may be repeated although the upstream may have read it: the safe methods (RFC 9110 section 9.2.1). PUT and DELETE
+# are idempotent too, but only in the eyes of who sends them: others may have acted in between.
+_REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 _exchanges: set[Exchange] = set()
 _waiters: list[asyncio.Future[None]] = []
@@ -380,7 +381,7 @@ class Exchange:
             return False
         if isinstance(request.body, BodyPipe) and request.body.consumed:
             return False
-        if error.retry is Retry.IF_IDEMPOTENT and request.method not in _IDEMPOTENT:
+        if error.retry is Retry.IF_IDEMPOTENT and request.method not in _REPEATABLE:
             return False
         if isinstance(error, ConnectTimeout) and isinstance(self.options.upstream, str):
             # The same address would take as long again.

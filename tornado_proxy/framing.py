@@ -100,10 +100,15 @@ def response_length(headers: HTTPHeaders) -> int | None:
     """Return the length that the upstream declared for its body, ``None`` when it declared none.
 
     Transfer-Encoding overrides Content-Length (RFC 9112 section 6.3 step 3). An invalid or contradictory length
-    raises ``InvalidResponse`` (step 5); the upstream connection must then not be used again.
+    raises ``InvalidResponse`` (step 5), and so does a transfer coding other than one ``chunked``, because nobody knows
+    how much of it the client undid; the upstream connection must then not be used again.
     """
     lengths = headers.get_list("Content-Length")
-    if not lengths or "Transfer-Encoding" in headers:
+    if "Transfer-Encoding" in headers:
+        if [value.strip(" \t").lower() for value in headers.get_list("Transfer-Encoding")] != ["chunked"]:
+            raise InvalidResponse("upstream sent a Transfer-Encoding other than chunked")
+        return None
+    if not lengths:
         return None
     length = _parse_length(lengths)
     if length is None:

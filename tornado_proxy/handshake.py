@@ -248,7 +248,6 @@ async def _body(head: _Head, reader: asyncio.StreamReader) -> AsyncIterator[byte
     if not response_may_have_body("GET", head.status):
         return
     codings = _members(head.headers, "Transfer-Encoding")
-    length = response_length(head.headers)
     if codings != [""]:
         if codings != ["chunked"] or head.version != "HTTP/1.1":
             raise ValueError("sent a Transfer-Encoding other than chunked")
@@ -261,6 +260,7 @@ async def _body(head: _Head, reader: asyncio.StreamReader) -> AsyncIterator[byte
             if await reader.readuntil(b"\n") == b"\r\n":
                 return
         raise ValueError("sent too many trailers")
+    length = response_length(head.headers)
     if length is not None:
         async for piece in _exactly(reader, length):
             yield piece

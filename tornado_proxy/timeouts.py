@@ -27,6 +27,10 @@ from tornado_proxy.options import ProxyOptions
 # nobody reads, nobody is told that the other end has gone.
 _LOOK = 0.5
 
+# Turns of the loop that a limit which seems to have passed is given: for the bytes to be read, the future to be
+# resolved and the exchange to see it.
+_SECOND_LOOKS = 3
+
 
 # Seconds that a watchdog stays in the nursery at most; a limit below that is kept that much too late.
 _GROWING_UP = 0.1
@@ -76,12 +80,14 @@ class Watchdog:
         "_blocked_since",
         "_has_left",
         "_last_unsent",
+        "_looks",
         "_loop",
         "_nursery",
         "_on_timeout",
         "_options",
         "_sent_at",
         "_started",
+        "_stopped",
         "_timer",
         "_unsent",
         "response",
@@ -106,6 +112,9 @@ class Watchdog:
         self._started = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._nursery: _Nursery | None = None
+        self._stopped = False
+        # Looks at a limit that seems to have passed; see _look.
+        self._looks = 0
         # What is waited for; the exchange sets these.
         self.upload: BodyPipe | None = None
         self.response: UpstreamResponse | None = None
@@ -155,6 +164,7 @@ class Watchdog:
 
     def stop(self) -> None:
         """Look no more, and let go of the exchange: the two would wait for the garbage collector together."""
+        self._stopped = True
         self._on_timeout, self._unsent, self._has_left = _nobody, _nothing, _nowhere
         self.response = self.upload = None
         if self._nursery is not None:
@@ -174,7 +184,7 @@ class Watchdog:
             self._timer = None
 
     def _arm(self) -> None:
-        if self._nursery is not None and self in self._nursery.young:
+        if self._stopped or (self._nursery is not None and self in self._nursery.young):
             return
         deadline = self._deadline()
         if deadline is None:
@@ -195,8 +205,14 @@ class Watchdog:
             return
         when, error = deadline
         if when <= now and error is not None:
+            if self._looks < _SECOND_LOOKS:
+                # Where something has held up the loop, what we wait for may be here and its turn just after ours.
+                self._looks += 1
+                self._timer = self._loop.call_at(now, self._look)
+                return
             self._on_timeout(error())
             return
+        self._looks = 0
         self._timer = self._loop.call_at(max(when, now + 0.001), self._look)
 
     def _deadline(self) -> tuple[float, Callable[[], ProxyError] | None] | None:

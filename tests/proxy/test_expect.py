@@ -11,9 +11,6 @@ from tests.support.wire import LAST_CHUNK, WireClosed, chunk
 
 FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
 BODY = b"the body " * 1000
-NOT_RELAYED = pytest.mark.xfail(
-    strict=True, reason="Expect is not relayed yet: Tornado answers 100 before anybody asked"
-)
 
 
 def head(framing: str, version: str = "1.1", expect: str = "100-continue") -> bytes:
@@ -28,7 +25,6 @@ def framed(framing: str) -> bytes:
 class TestAnUpstreamThatRefuses:
     """ST-01: the client gets the refusal and no 100, and the body is never sent."""
 
-    @NOT_RELAYED
     @FRAMINGS
     async def test_its_401_comes_without_a_100(self, proxy, upstream, framing):
         running = await proxy(upstream.url)
@@ -62,7 +58,6 @@ class TestAnUpstreamThatRefuses:
 class TestAnUpstreamThatAccepts:
     """ST-02: its 100 reaches the client, then the body the upstream, then the answer the client."""
 
-    @NOT_RELAYED
     @FRAMINGS
     async def test_the_100_is_its_own(self, proxy, upstream, framing):
         running = await proxy(upstream.url)
@@ -126,7 +121,6 @@ class TestAnUpstreamThatAccepts:
 class TestWhoMayNotGetA100:
     """RFC 9110 section 10.1.1."""
 
-    @pytest.mark.xfail(strict=True, reason="Tornado answers 100 to an HTTP/1.0 client")
     async def test_an_http_1_0_client_does_not(self, proxy, upstream):
         running = await proxy(upstream.url)
         downstream = await running.connect()
@@ -137,7 +131,6 @@ class TestWhoMayNotGetA100:
         response = await downstream.read_response()
         assert (response.status, response.interim) == (200, [])
 
-    @pytest.mark.xfail(strict=True, reason="Tornado answers 100 to a request without a body")
     async def test_a_request_without_a_body_does_not(self, proxy, upstream):
         running = await proxy(upstream.url)
         downstream = await running.ask("GET", "/x", [("Expect", "100-continue")])
@@ -161,7 +154,6 @@ class TestWhoMayNotGetA100:
             rest = b""
         assert rest == b""
 
-    @pytest.mark.xfail(strict=True, reason="Tornado compares Expect case-sensitively; this client waits in vain")
     async def test_the_expectation_may_be_in_any_case(self, proxy, upstream):
         running = await proxy(upstream.url)
         downstream = await running.connect()

@@ -32,6 +32,13 @@ async def next_turn():
 
 
 class TestIdleSockets:
+    async def test_what_comes_on_a_new_one_is_no_noise(self, connection, watch):
+        """TLS 1.3 sends session tickets right after the handshake (RFC 8446 section 4.6.1)."""
+        ours, theirs = connection
+        theirs.send(b"tickets")
+        watch.watch(ours.fileno(), readable=True, writable=False)
+        assert watch.is_quiet(ours.getsockname()[1])
+
     async def test_one_that_was_only_written_to_is_quiet(self, connection, watch):
         ours, _ = connection
         port = ours.getsockname()[1]
@@ -60,7 +67,10 @@ class TestIdleSockets:
         ours, theirs = connection
         port = ours.getsockname()[1]
         watch.watch(ours.fileno(), readable=True, writable=False)
+        assert watch.is_quiet(port)
         theirs.send(b"answer")
+        await next_turn()
+        watch.ready.get_nowait()
         assert not watch.is_quiet(port)
         assert ours.recv(100) == b"answer"
         watch.unwatch(ours.fileno())
@@ -70,6 +80,7 @@ class TestIdleSockets:
         ours, theirs = connection
         watch.watch(ours.fileno(), readable=True, writable=False)
         watch.unwatch(ours.fileno())
+        assert watch.is_quiet(ours.getsockname()[1])
         theirs.send(b"unasked")
         await next_turn()
         assert not watch.is_quiet(ours.getsockname()[1])
@@ -80,4 +91,5 @@ class TestIdleSockets:
             os.dup2(new.fileno(), ours.fileno())
             watch.watch(ours.fileno(), readable=True, writable=False)
             watch.unwatch(ours.fileno())
+            assert watch.is_quiet(ours.getsockname()[1])
             assert watch.is_quiet(ours.getsockname()[1])

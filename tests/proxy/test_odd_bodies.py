@@ -180,12 +180,6 @@ class TestASlowUpload:
         assert (await downstream.read_response()).body == b"ok"
 
 
-WITHOUT_LINGER = pytest.mark.xfail(
-    strict=True,
-    reason="handlers.py installs linger() in _receive_body only: an answer given before it is followed by a reset",
-)
-
-
 class Forbidding(ProxyHandler):
     """Answers without reading the body."""
 
@@ -255,7 +249,6 @@ class TestARefusedUpload:
         assert error is None, f"{error!r} after {sent}"
         assert (response.status, response.complete, response.body) == (413, True, PAGE)
 
-    @WITHOUT_LINGER
     @pytest.mark.parametrize("framing", ["chunked", "length"])
     async def test_403_of_a_handlers_own(self, proxy, upstream, framing):
         running = await proxy(upstream.url, Forbidding)
@@ -273,7 +266,6 @@ class TestARefusedUpload:
         assert error is None, f"{error!r} after {sent}"
         assert (response.status, response.complete) == (502, True)
 
-    @WITHOUT_LINGER
     @pytest.mark.parametrize("framing", ["chunked", "length"])
     async def test_501_of_our_own_verdict(self, proxy, upstream, framing):
         running = await proxy(upstream.url)

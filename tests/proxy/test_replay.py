@@ -31,17 +31,11 @@ ONCE = {
     "PATCH": ("PATCH", (), b"act once", False),
     "PATCH already read": ("PATCH", (), b"act once", True),
     "PUT": ("PUT", (), b"act once", False),
+    # Idempotent by RFC 9110 section 9.2.2, yet the upstream would act twice, and between the two others may have acted.
+    "PUT already read": ("PUT", (), b"act once", True),
+    "DELETE": ("DELETE", (), None, False),
 }
-# Idempotent by RFC 9110 section 9.2.2, yet FA-06 lets them be repeated only where that was declared.
-REPEATED = pytest.mark.xfail(
-    strict=True,
-    reason="forwarder._may_retry repeats every idempotent method; FA-06 wants that declared for PUT and DELETE",
-)
-ONCE_CASES = [
-    *(pytest.param(*case, id=name) for name, case in ONCE.items()),
-    pytest.param("PUT", (), b"act once", True, id="PUT already read", marks=REPEATED),
-    pytest.param("DELETE", (), None, False, id="DELETE", marks=REPEATED),
-]
+ONCE_CASES = [pytest.param(*case, id=name) for name, case in ONCE.items()]
 
 
 async def warmed(running, upstream, die_on="/x", die="close") -> Downstream:

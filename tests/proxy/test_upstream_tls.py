@@ -311,10 +311,6 @@ class TestATLSConnectionThatIsCut:
 class TestANewConnection:
     """What TLS itself sends right after the handshake, its session tickets, is no unasked answer."""
 
-    @pytest.mark.xfail(
-        strict=True,
-        reason="clients/curl.py, on_prereq: is_quiet() takes the tickets on a new connection for a stale one's noise",
-    )
     async def test_is_used_at_once(self, proxy, certificates):
         certificate = certificates.issue("quick", "DNS:localhost")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tornado.httpserver
 import tornado.web
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets
 
+import tornado_proxy.server
 from tests.support.downstream import Downstream, Response
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import TIMEOUT, Pairs, within
@@ -21,6 +23,8 @@ from tornado_proxy import ProxyHandler, mount
 from tornado_proxy.clients import close_clients
 from tornado_proxy.messages import Outcome
 
+# Which server is in front: Tornado's, as in app.listen(), or ours, as in the standalone proxy.
+SERVER = os.environ.get("TORNADO_PROXY_TEST_SERVER", "tornado")
 OnDone = Callable[..., Any]
 TESTS = str(Path(__file__).resolve().parents[1])
 
@@ -42,7 +46,17 @@ class RunningProxy:
     def start(self, rules: Sequence[Any], app_settings: dict[str, Any], server_options: dict[str, Any]) -> None:
         settings = {"log_function": self._log, **app_settings}
         self.app = tornado.web.Application(list(rules), **settings)
-        self.server = HTTPServer(self.app, **server_options)
+        self.server: Any
+        if SERVER == "tornado":
+            self.server = tornado.httpserver.HTTPServer(self.app, **server_options)
+        else:
+            # Tornado's names, for what ours has a limit of its own for, or none.
+            limit = server_options.pop("idle_connection_timeout", None)
+            if limit is not None:
+                server_options.update(idle_timeout=limit, header_timeout=limit)
+            for name in ("max_buffer_size", "body_timeout"):
+                server_options.pop(name, None)
+            self.server = tornado_proxy.server.HTTPServer(self.app, **server_options)
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         sockets = bind_sockets(0, self.host, family)
         self.server.add_sockets(sockets)

@@ -89,6 +89,7 @@ class Connection(EndingLink):
         self.deadline = math.inf
         self.writing_ended(exc)
         self._lose_request()
+        self._pending.clear()
         self._server.closed(self)
 
     # -- reading

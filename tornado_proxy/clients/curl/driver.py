@@ -190,8 +190,9 @@ class CurlDriver(CurlAsyncHTTPClient):
     def _drive(self, fd: int, action: int) -> None:
         try:
             _, running = self._multi.socket_action(fd, action)
-        except pycurl.error:
-            log.exception("libcurl refused to be driven")
+        except Exception:
+            # Also what one of our own callbacks raised: pycurl passes it on from here.
+            log.exception("libcurl could not be driven")
             running = -1
         if running != len(self._active):
             self._complete()

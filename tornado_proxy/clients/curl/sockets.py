@@ -27,6 +27,9 @@ class SocketWatch:
         self._epoll = select.epoll()
         # Sockets that are wanted now, and whether for writing too; others may still be in the epoll, idle.
         self._watched: dict[int, bool] = {}
+        # Sockets that were quiet once already; new ones may have something to say that is not for HTTP, such as the
+        # session tickets of TLS 1.3.
+        self._used: set[int] = set()
         # Sockets that became readable while they were idle.
         self._noisy: set[int] = set()
         # What the last look found readable; None when there was none in this turn of the loop.
@@ -45,6 +48,7 @@ class SocketWatch:
         except FileNotFoundError:
             self._epoll.register(fd, mask)
             self._noisy.discard(fd)
+            self._used.discard(fd)
             self._note_port(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -59,10 +63,14 @@ class SocketWatch:
     def is_quiet(self, local_port: int) -> bool:
         """Return whether nothing, not even the end, waits to be read on the connection with this local port.
 
-        A unix-domain socket has no port; it counts as quiet.
+        Asked before each request. On a new connection nothing can be left of the one before; it counts as quiet, and so
+        does a unix-domain socket, which has no port.
         """
         fd = self._sockets.get(local_port)
         if fd is None:
+            return True
+        if fd not in self._used:
+            self._used.add(fd)
             return True
         if fd in self._noisy:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Seconds; libcurl takes 0 for "five minutes".
 FOREVER = 1_000_000
+
+# libcurl makes one up for HTTP/2 and HTTP/3.
+_STATUS_LINE = re.compile(rb"(HTTP/(?:1\.[01]|2|3)) ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
 
 # Interim responses that one answer may have; libcurl itself takes thousands.
 _MAX_INTERIM = 20
@@ -235,10 +239,12 @@ class Transfer:
         return chunk
 
     def _take_head(self, lines: list[bytes]) -> int | None:
-        version, _, rest = lines[0].rstrip().decode("latin-1").partition(" ")
-        code, _, reason = rest.partition(" ")
-        if len(code) != 3 or not code.isdecimal():
-            return self._refuse(f"sent an invalid status line: {rest!r}")
+        if not lines:
+            return self._refuse("sent an empty head")
+        match = _STATUS_LINE.fullmatch(lines[0])
+        if match is None:
+            return self._refuse(f"sent an invalid status line: {lines[0][:80]!r}")
+        version, code, reason = (part.decode("latin-1") for part in match.groups(b""))
         status = int(code)
         if 100 <= status < 200 and status != 101:
             self._interim += 1
