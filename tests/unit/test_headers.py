@@ -112,6 +112,19 @@ class TestParseFields:
         with pytest.raises(ValueError, match="malformed"):
             parsed(b"A: 1\r\n", line)
 
+    def test_makes_what_add_would_make(self) -> None:
+        lines = [("Set-Cookie", "a"), ("x-y", "1, 2"), ("SET-COOKIE", "b"), ("ETag", '"1"')]
+        added, parsed = make(*lines), h.parse_fields([f"{name}: {value}\r\n".encode() for name, value in lines])
+        assert vars(parsed).keys() == vars(added).keys()
+        assert pairs(parsed) == pairs(added)
+        for headers in (added, parsed):
+            headers.add("Set-Cookie", "c")
+            headers["X-Y"] = "3"
+            del headers["Etag"]
+        assert pairs(parsed) == pairs(added)
+        assert parsed == added
+        assert parsed["set-cookie"] == "a,b,c"
+
     def test_is_quick_with_the_largest_head(self) -> None:
         assert len(parsed(*[b"a:" + b" " * 50 + b"\r\n"] * 5000)) == 5000
 

@@ -76,6 +76,17 @@ class Driver(Protocol):
     def cancel(self, transfer: Transfer) -> None: ...
 
 
+_DEFAULTS = vars(
+    HTTPRequest(
+        "http://localhost/",
+        request_timeout=0,
+        follow_redirects=False,
+        decompress_response=False,
+        allow_nonstandard_methods=True,
+    )
+)
+
+
 class CurlRequest(HTTPRequest):
     """Tornado's request, with what it cannot say: a raw target, a streamed upload, a transfer in progress.
 
@@ -84,18 +95,14 @@ class CurlRequest(HTTPRequest):
     """
 
     def __init__(self, transfer: Transfer, request: UpstreamRequest, origin: str, target: str) -> None:
-        super().__init__(
-            origin + "/",
-            method=request.method,
-            headers=request.headers,
-            connect_timeout=request.connect_timeout or FOREVER,
-            request_timeout=0,
-            follow_redirects=False,
-            decompress_response=False,
-            allow_nonstandard_methods=True,
-            header_callback=transfer.on_header,  # type: ignore[arg-type]
-            streaming_callback=transfer.on_chunk,  # type: ignore[arg-type]
-        )
+        # Not super().__init__(), which would set each of its forty attributes, and make headers to throw away.
+        self.__dict__.update(_DEFAULTS)
+        self.url = origin + "/"
+        self.method = request.method
+        self.headers = request.headers
+        self.connect_timeout = request.connect_timeout or FOREVER
+        self.header_callback = transfer.on_header  # type: ignore[assignment]
+        self.streaming_callback = transfer.on_chunk  # type: ignore[assignment]
         self.target = target
         self.header_lines = _header_lines(request)
         self.upload = request.body
