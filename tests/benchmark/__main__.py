@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from tests.real.nginx import NGINX, Nginx
 from tests.support.process import CHECKOUT, free_port
 
@@ -34,9 +36,10 @@ MOUNTED = "ours, mounted"
 
 @dataclass(slots=True)
 class Figures:
-    """What one run of wrk said; times in milliseconds."""
+    """What one run of wrk said: latencies in milliseconds, ``cpu`` in microseconds of the proxy for each request."""
 
     rate: float
+    cpu: float
     p50: float
     p99: float
     errors: int  # of connections: refused, cut, timed out
@@ -48,6 +51,7 @@ def commands() -> dict[str, list[str]]:
     if importlib.util.find_spec("uvloop"):
         found["ours, standalone, uvloop"] = [*STANDALONE, "--loop", "uvloop"]
     found[MOUNTED] = [f"{CANDIDATES}.mounted", "{upstream}", "{port}"]
+    found["ours, mounted, our server"] = [f"{CANDIDATES}.mounted_on_our_server", "{upstream}", "{port}"]
     found[BASELINE] = [f"{CANDIDATES}.buffering", "{upstream}", "{port}"]
     if importlib.util.find_spec("aiohttp"):
         found["aiohttp handler, streams"] = [f"{CANDIDATES}.aiohttp_streaming", "{upstream}", "{port}"]
@@ -66,8 +70,8 @@ def pinned(core: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running(arguments: list[str], upstream: str) -> Iterator[str]:
-    """Run a candidate and yield its URL."""
+def running(arguments: list[str], upstream: str) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a candidate and yield its URL and its process."""
     port = free_port()
     command = [sys.executable, "-m", *(argument.format(upstream=upstream, port=port) for argument in arguments)]
     with pinned(PROXY_CORE):
@@ -76,7 +80,7 @@ def running(arguments: list[str], upstream: str) -> Iterator[str]:
     try:
         if "listening" not in process.stdout.readline():
             sys.exit(f"{' '.join(command)} did not start")
-        yield f"http://127.0.0.1:{port}/"
+        yield f"http://127.0.0.1:{port}/", psutil.Process(process.pid)
     finally:
         process.terminate()
         try:
@@ -87,8 +91,9 @@ def running(arguments: list[str], upstream: str) -> Iterator[str]:
         process.stdout.close()
 
 
-def load(wrk: str, url: str, seconds: int) -> Figures:
-    """Ask for ``url`` from 32 connections."""
+def load(wrk: str, url: str, process: psutil.Process, seconds: int) -> Figures:
+    """Ask ``process`` for ``url`` from 32 connections."""
+    before = process.cpu_times()
     with pinned(LOAD_CORE):
         done = subprocess.run(
             [wrk, "-t1", "-c32", f"-d{seconds}s", "--latency", url], capture_output=True, text=True, check=True
@@ -96,11 +101,16 @@ def load(wrk: str, url: str, seconds: int) -> Figures:
     refused = re.search(r"Non-2xx.*", done.stdout)
     if refused:
         sys.exit(f"the figures mean nothing: {refused[0]}")
+    after = process.cpu_times()
+    spent = after.user + after.system - before.user - before.system
+    count = re.search(r"(\d+) requests in", done.stdout)
     errors = re.search(r"Socket errors: (.*)", done.stdout)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
     assert rate, done.stdout
+    assert count, done.stdout
     cut = sum(map(int, re.findall(r"\d+", errors[1]))) if errors else 0
-    return Figures(float(rate[1]), percentile(done.stdout, 50), percentile(done.stdout, 99), cut)
+    cpu = 1e6 * spent / int(count[1])
+    return Figures(float(rate[1]), cpu, percentile(done.stdout, 50), percentile(done.stdout, 99), cut)
 
 
 def percentile(text: str, which: int) -> float:
@@ -114,26 +124,27 @@ def compare(wrk: str, upstream: str, rounds: int, seconds: int) -> None:
     figures: dict[str, list[Figures]] = {name: [] for name in candidates}
     for number in range(rounds):
         for name, arguments in candidates.items():
-            with running(arguments, upstream) as url:
-                load(wrk, url, 1)
-                figures[name].append(load(wrk, url, seconds))
+            with running(arguments, upstream) as (url, process):
+                load(wrk, url, process, 1)
+                figures[name].append(load(wrk, url, process, seconds))
             print(f"round {number + 1}: {name}: {figures[name][-1].rate:.0f}/s", file=sys.stderr)
     medians = {name: statistics.median(each.rate for each in runs) for name, runs in figures.items()}
-    print(f"{'':28}{'requests/s':>12}{'ratio':>8}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}   rounds")
+    print(f"{'':28}{'requests/s':>12}{'ratio':>8}{'cpu us':>9}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}   rounds")
     for name, runs in figures.items():
         p50 = statistics.median(each.p50 for each in runs)
         p99 = statistics.median(each.p99 for each in runs)
         errors = sum(each.errors for each in runs)
         ratio = medians[name] / medians[BASELINE]
         each = " ".join(f"{run.rate:.0f}" for run in runs)
-        print(f"{name:28}{medians[name]:12.0f}{ratio:8.2f}{p50:9.2f}{p99:9.2f}{errors:8}   {each}")
+        cpu = statistics.median(each.cpu for each in runs)
+        print(f"{name:28}{medians[name]:12.0f}{ratio:8.2f}{cpu:9.0f}{p50:9.2f}{p99:9.2f}{errors:8}   {each}")
 
 
 def profile(wrk: str, upstream: str, seconds: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory) / "profile")
-        with running([*commands()[MOUNTED], path], upstream) as url:
-            figures = load(wrk, url, seconds)
+        with running([*commands()[MOUNTED], path], upstream) as (url, process):
+            figures = load(wrk, url, process, seconds)
         print(f"{MOUNTED}, under cProfile: {figures.rate:.0f} requests/s, about {figures.rate * seconds:.0f} requests")
         stats = pstats.Stats(path).strip_dirs()
         for order in ("cumulative", "tottime"):
