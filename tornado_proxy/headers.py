@@ -163,16 +163,15 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     field that names a client, scheme or path is dropped, because anyone can write it.
     """
     unwanted = _union(nominated(inbound), _NOT_FORWARDED)
-    return _made_of(
-        {
-            name: inbound.get_list(name)[:]
-            for name in inbound
-            if name not in unwanted and (trusted or not is_forwarding_field(name))
-        }
-    )
+    kept: dict[str, list[str]] = {}
+    for name, value in inbound.get_all():
+        if name in kept:
+            kept[name].append(value)
+        elif name not in unwanted and (trusted or not is_forwarding_field(name)):
+            kept[name] = [value]
+    return _made_of(kept)
 
 
-@lru_cache(maxsize=1024)
 def is_forwarding_field(name: str) -> bool:
     """True when ``name`` says who the client is or what it asked for: Forwarded, X-Forwarded-*, X-Real-IP and so on.
 
