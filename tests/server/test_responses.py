@@ -141,6 +141,26 @@ class TestConnections:
         recorder.on_finish = send
         assert b"Connection: close\r\n" in await serve(recorder).talk(GET)
 
+    async def test_a_response_is_read_before_the_next_request_is_handed_on(self, serve, recorder):
+        """Whether the application waits or not: else a client that pipelines and never reads fills the memory."""
+
+        def send(connection):
+            recorder.note("unread", connection._owner.write_paused)
+            respond(connection, b"x" * 1_000_000)
+            if connection._owner.write_paused:
+                recorder.note("full")
+
+        recorder.on_finish = send
+        running = serve(recorder)
+        downstream = await running.connect(receive_buffer=4096)
+        await downstream.send(GET * 50)
+        await recorder.seen("full")
+        # Time enough for the next request, if it were handed on.
+        assert len((await (await running.ask(GET)).read_response()).body) == 1_000_000
+        for _ in range(50):
+            assert len((await downstream.read_response()).body) == 1_000_000
+        assert recorder.events.count(("unread", False)) == 51
+
     async def test_a_thousand_requests_on_one_connection(self, serve, recorder):
         recorder.on_finish = respond
         downstream = await serve(recorder).connect()

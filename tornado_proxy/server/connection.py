@@ -68,7 +68,7 @@ class Connection(EndingLink):
             self._drop(nbytes)
             return
         pending += self._server.buffer[:nbytes]
-        if state is State.RUNNING or self._waiting is not None:
+        if state is State.RUNNING or self._waiting is not None or self._unread:
             if len(pending) >= READ_AHEAD:
                 self.pause_reading()
             return
@@ -92,7 +92,21 @@ class Connection(EndingLink):
         self._pending.clear()
         self._server.closed(self)
 
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._state is State.HEAD and self._pending:
+            # Not from here: the transport is still in the middle of its write.
+            self._loop.call_soon(self._advance)
+
     # -- reading
+
+    @property
+    def _unread(self) -> bool:
+        """The client has to read the last response before its next request is read: not every application waits.
+
+        Else whoever pipelines and does not read would fill our memory with responses.
+        """
+        return self.write_paused and self._state is State.HEAD
 
     def _advance(self) -> None:
         """Go on with what has been received, until more is needed or someone else's turn has come."""
@@ -117,7 +131,7 @@ class Connection(EndingLink):
     def _step(self) -> bool:
         """Take one step; True if another may follow."""
         if self._state is State.HEAD:
-            return self._read_head()
+            return not self._unread and self._read_head()
         if self._state is State.BODY:
             return self._read_body()
         return False
