@@ -60,7 +60,7 @@ from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions, ResponseMode
 from tornado_proxy.timeouts import Watchdog
 from tornado_proxy.tunnel import Tunnel, downstream_side
-from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstream
+from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstream, whole_server
 
 log = logging.getLogger(__name__)
 
@@ -325,9 +325,10 @@ class Exchange:
         if escapes_base(upstream.path, inbound.tail):
             raise BadRequest("request target leaves the upstream's base path")
         assert source.method is not None
+        target = inbound.target
         return UpstreamRequest(
             source.method,
-            join_url(upstream, inbound.tail, inbound.target.query),
+            whole_server(upstream) if target.path == "*" else join_url(upstream, inbound.tail, target.query),
             upstream_headers(options, inbound, source),
             self.upload if inbound.body is None else inbound.body,
             source,

@@ -94,8 +94,9 @@ class RequestTarget:
     """The request-target of an inbound request, in parts.
 
     ``form`` is ``"origin"``, ``"absolute"`` or ``"asterisk"``. ``authority`` is what absolute-form names, which then
-    overrides Host (RFC 9112 section 3.2.2), else ``None``. ``path`` is raw, starts with ``/``, and is ``"*"`` in
-    asterisk-form. ``query`` is raw; ``None`` is no ``?`` at all, ``""`` a ``?`` with nothing behind.
+    overrides Host (RFC 9112 section 3.2.2), else ``None``. ``path`` is raw and starts with ``/``, but is ``"*"`` for
+    the server as a whole: asterisk-form, and OPTIONS of a URL without path and query (section 3.2.4). ``query`` is raw;
+    ``None`` is no ``?`` at all, ``""`` a ``?`` with nothing behind.
     """
 
     form: str
@@ -121,7 +122,15 @@ def parse_target(method: str, target: str) -> RequestTarget:
         if method != "OPTIONS":
             raise BadRequest("request target '*' is for OPTIONS only")
         return RequestTarget("asterisk", None, "*", None)
-    return _parse_absolute_form(target)
+    return _parse_absolute_form(method, target)
+
+
+def whole_server(upstream: UpstreamURL) -> str:
+    """Return the URL to request for ``*``: the upstream's without a path, which says so (RFC 9112 section 3.2.4).
+
+    Behind a base path the upstream is not the whole of its server; then it is the base.
+    """
+    return join_url(upstream, "", None) if upstream.path.strip("/") or upstream.query else upstream.origin
 
 
 def join_url(upstream: UpstreamURL, tail: str, query: str | None) -> str:
@@ -168,10 +177,11 @@ def escapes_base(base: str, tail: str) -> bool:
     return False
 
 
-def split_url(url: str) -> tuple[str, str, str]:
+def split_url(url: str, method: str = "GET") -> tuple[str, str, str]:
     """Return origin, value for Host, and request-target of a full URL, such as a hook may have written.
 
-    The target is byte for byte what ``url`` says, with ``/`` for an empty path. Raises ``ValueError`` unless it is an
+    The target is byte for byte what ``url`` says, with ``/`` for an empty path, or with ``*`` where ``method`` is
+    OPTIONS (RFC 9112 section 3.2.4). Raises ``ValueError`` unless it is an
     absolute http or https URL without userinfo, fragment, whitespace or control characters.
     """
     match = _HTTP_URL.fullmatch(url)
@@ -184,7 +194,7 @@ def split_url(url: str) -> tuple[str, str, str]:
         # A backslash ends the authority for some parsers and not for others.
         if target[:1] == "\\":
             raise ValueError(f"url {origin!r} has a backslash behind its host; write '/'")
-        target = "/" + target
+        target = "*" if method == "OPTIONS" and not target else "/" + target
     return upstream.origin, upstream.netloc, target
 
 
@@ -209,7 +219,7 @@ def mount_tail(prefix: str, path: str) -> str | None:
     return tail_below(prefix.rstrip("/"), path)
 
 
-def _parse_absolute_form(target: str) -> RequestTarget:
+def _parse_absolute_form(method: str, target: str) -> RequestTarget:
     match = _ABSOLUTE_FORM.fullmatch(target)
     if match is None:
         raise BadRequest("request target is neither a path nor an http URL")
@@ -221,7 +231,9 @@ def _parse_absolute_form(target: str) -> RequestTarget:
         _split_authority(authority, "request target")
     except ValueError as exc:
         raise BadRequest("request target has an invalid authority") from exc
-    return RequestTarget("absolute", authority, path or "/", query)
+    if not path:
+        path = "*" if method == "OPTIONS" and query is None else "/"
+    return RequestTarget("absolute", authority, path, query)
 
 
 def _split_scheme(url: str) -> tuple[str, str]:

@@ -43,6 +43,24 @@ class TestExactlyOneSlash:
         await check(proxy, echo, prefix, base, inbound, outbound)
 
 
+class TestTheWholeServer:
+    """``OPTIONS *`` asks about no resource (RFC 9112 section 3.2.4): not about one that is called ``/*`` either."""
+
+    @pytest.mark.parametrize("target", ["*", "http://front.example"])
+    @pytest.mark.parametrize(
+        ("base", "outbound"), [("", "*"), ("/", "*"), ("/bar", "/bar"), ("/bar/", "/bar/"), ("?k", "/?k")]
+    )
+    async def test_is_asked_for_as_such(self, proxy, echo, target, base, outbound):
+        running = await proxy(echo.url + base)
+        assert (await running.request("OPTIONS", target)).status == 200
+        assert echo.requests[-1].start_line == f"OPTIONS {outbound} HTTP/1.1"
+
+    async def test_is_not_meant_by_a_path_that_looks_so(self, proxy, echo):
+        running = await proxy(echo.url)
+        await running.request("OPTIONS", "/*")
+        assert echo.requests[-1].target == "/*"
+
+
 class TestTrailingSlash:
     """Behaviour 10: the downstream's trailing slash is kept, and none is added."""
 

@@ -207,6 +207,12 @@ class TestParseTarget:
     ) -> None:
         assert parse_target("GET", target) == RequestTarget("absolute", authority, path, query)
 
+    def test_takes_a_url_without_a_path_for_the_asterisk_with_options_only(self) -> None:
+        assert parse_target("OPTIONS", "http://h:1").path == "*"
+        assert parse_target("OPTIONS", "http://h:1?").path == "/"
+        assert parse_target("OPTIONS", "http://h:1/").path == "/"
+        assert parse_target("GET", "http://h:1").path == "/"
+
     def test_takes_the_asterisk_with_options_only(self) -> None:
         assert parse_target("OPTIONS", "*") == RequestTarget("asterisk", None, "*", None)
         with pytest.raises(BadRequest):
@@ -388,6 +394,11 @@ class TestSplitUrl:
     )
     def test_gives_origin_host_and_target(self, url: str, parts: tuple[str, str, str]) -> None:
         assert split_url(url) == parts
+
+    def test_gives_the_asterisk_for_options_without_a_path(self) -> None:
+        assert split_url("http://h:9000", "OPTIONS")[2] == "*"
+        assert split_url("http://h:9000?x", "OPTIONS")[2] == "/?x"
+        assert split_url("http://h:9000/", "OPTIONS")[2] == "/"
 
     @pytest.mark.parametrize(
         "url",

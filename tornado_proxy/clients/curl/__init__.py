@@ -41,7 +41,7 @@ class CurlClient(HTTPClient):
         CurlOptions.parse(options)
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
-        origin, _, target = split_url(request.url)
+        origin, _, target = split_url(request.url, request.method)
         transfer = Transfer(self._driver, request, origin)
         transfer.stream.on_drain = transfer.resume_receiving
         if transfer.upload is not None:
