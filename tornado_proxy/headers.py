@@ -285,14 +285,15 @@ def tail_below(prefix: str, path: str) -> str | None:
     return tail if not tail or tail[0] == "/" else None
 
 
-def rewrite_location(value: str, *, upstream: UpstreamBase, mount: str | None, scheme: str, host: str) -> str:
+def rewrite_location(value: str, *, upstream: UpstreamBase, mount: str | None, scheme: str, host: str | None) -> str:
     """Return a Location or Content-Location as the downstream must see it (RFC 9110 sections 8.7 and 10.2.2).
 
     What points to the upstream's base or below comes back under ``mount``: a URL of the upstream's origin with the
-    public ``scheme`` and ``host``, ``//host/path`` with ``host``, an absolute path as a path. ``mount`` ``None`` means
-    that the prefix is not known; then only the origin is replaced, and only above an empty base path. A path that
-    already is under the mount, above an empty base, keeps its path. All else is returned byte for byte: relative
-    references, other hosts, garbage. Query and fragment are never changed. Never raises.
+    public ``scheme`` and ``host``, ``//host/path`` with ``host``, an absolute path as a path. ``host`` ``None`` means
+    that the request named none; then they become paths too. ``mount`` ``None`` means that the prefix is not known; then
+    only the origin is replaced, and only above an empty base path. A path that already is under the mount, above an
+    empty base, keeps its path. All else is returned byte for byte: relative references, other hosts, garbage. Query and
+    fragment are never changed. Never raises.
     """
     if _CONTROL.search(value):
         return value
@@ -306,6 +307,8 @@ def rewrite_location(value: str, *, upstream: UpstreamBase, mount: str | None, s
         public = path if mount is None and not base else _under_mount(path, base, mount)
         if public is None:
             return value
+        if host is None:
+            return _path_only(public or "/") + rest
         origin = f"//{host}" if given_scheme is None else f"{scheme}://{host}"
         return f"{origin}{public}{rest}"
 
@@ -315,14 +318,10 @@ def rewrite_location(value: str, *, upstream: UpstreamBase, mount: str | None, s
     public = _under_mount(reference[1], base, mount)
     if public is None:
         return value
-    # "/bar//evil" under the mount "/" would become "//evil", another host. RFC 3986 section 4.2 has the cure, and
-    # browsers take "\" for "/".
-    if public[1:2] in ("/", "\\") and reference[1] != public:
-        public = "/." + public
-    return public + reference[2]
+    return (public if reference[1] == public else _path_only(public)) + reference[2]
 
 
-def rewrite_refresh(value: str, *, upstream: UpstreamBase, mount: str | None, scheme: str, host: str) -> str:
+def rewrite_refresh(value: str, *, upstream: UpstreamBase, mount: str | None, scheme: str, host: str | None) -> str:
     """Return a Refresh with its URL as ``rewrite_location`` would have it, all else byte for byte.
 
     Refresh is in no RFC; the syntax is that of the HTML standard: ``5; url=/x``, the URL bare or in quotes.
@@ -467,6 +466,15 @@ def _is_upstream(scheme: str | None, authority: str, upstream: UpstreamBase) -> 
     if (ipv6 or name).lower() != upstream.host.lower():
         return False
     return (int(port) if port else DEFAULT_PORTS[upstream.scheme]) == upstream.effective_port
+
+
+def _path_only(path: str) -> str:
+    """Return a reference to ``path`` on the same host.
+
+    "/bar//evil" under the mount "/" would become "//evil", another host. RFC 3986 section 4.2 has the cure, and
+    browsers take "\\" for "/".
+    """
+    return "/." + path if path[1:2] in ("/", "\\") else path
 
 
 def _under_mount(path: str, base: str, mount: str | None) -> str | None:

@@ -93,7 +93,7 @@ def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServer
 def _add_forwarding(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, trusted: bool
 ) -> None:
-    host = inbound.target.authority or source.headers.get("Host")
+    host = _public_host(inbound, source)
     forwarding = Forwarding(
         # Tornado writes 0.0.0.0 for a unix-domain socket.
         source.remote_ip if source.remote_ip not in (None, "0.0.0.0") else "unknown",
@@ -165,7 +165,7 @@ def _rewrite_references(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, upstream: UpstreamURL
 ) -> None:
     prefix = inbound.prefix
-    public = {"upstream": upstream, "mount": prefix, "scheme": source.protocol, "host": source.host}
+    public = {"upstream": upstream, "mount": prefix, "scheme": source.protocol, "host": _public_host(inbound, source)}
     if options.rewrite_location:
         for name in ("Location", "Content-Location"):
             if name in headers:
@@ -191,6 +191,15 @@ def _normalized(function: Any, headers: HTTPHeaders) -> HTTPHeaders:
     for name, value in function(list(headers.get_all())):
         normalized.add(name, value)
     return normalized
+
+
+def _public_host(inbound: Inbound, source: HTTPServerRequest) -> str | None:
+    """Return the host that the downstream asked for, ``None`` where it named none.
+
+    RFC 9112 section 3.2.2: that in the target counts, whatever Host says. Not ``source.host``, which is Host, or an
+    invention of Tornado's where HTTP/1.0 sent none.
+    """
+    return inbound.target.authority or source.headers.get("Host") or None
 
 
 def _port(host: str | None, scheme: str) -> int | None:

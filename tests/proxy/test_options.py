@@ -221,6 +221,30 @@ class TestReferences:
         )
         assert found[-1] == ("Set-Cookie", "a=b; Path=/all; Domain=front.example; HttpOnly")
 
+    @pytest.mark.parametrize(
+        ("head", "location"),
+        [
+            (
+                b"GET http://named.example:81/x HTTP/1.1\r\nHost: ignored.example\r\n\r\n",
+                "http://named.example:81/next",
+            ),
+            (b"GET /x HTTP/1.1\r\nHost: front.example\r\n\r\n", "http://front.example/next"),
+            (b"GET /x HTTP/1.1\r\nHost:\r\n\r\n", "/next"),
+            (b"GET /x HTTP/1.0\r\n\r\n", "/next"),
+        ],
+        ids=["absolute-form", "Host", "empty Host", "no Host"],
+    )
+    async def test_name_the_host_that_was_asked_for(self, proxy, upstream, head, location):
+        """RFC 9112 section 3.2.2. Where none was named, none is made up, for the upstream neither."""
+        running = await proxy(upstream.url)
+        downstream = await running.connect()
+        await downstream.send(head)
+        conn, request = await upstream.request()
+        host = location.removeprefix("http://").removesuffix("/next")
+        assert request.all("X-Forwarded-Host") == ([host] if host else [])
+        await conn.respond(302, [("Location", f"{upstream.url}/next"), ("Content-Length", "0")])
+        assert (await downstream.read_response()).header("Location") == location
+
 
 class TestUpstreamTls:
     """``client_options`` for an https upstream, with a real chain of certificates."""

@@ -310,8 +310,10 @@ class TestVia:
             assert h.via_count(headers, "tornado_proxy") == expected
 
 
-def locate(value: str, upstream: str = "http://up:9000/bar", mount: str | None = "/foo") -> str:
-    return h.rewrite_location(value, upstream=parse_upstream(upstream), mount=mount, scheme="https", host="pub.com")
+def locate(
+    value: str, upstream: str = "http://up:9000/bar", mount: str | None = "/foo", host: str | None = "pub.com"
+) -> str:
+    return h.rewrite_location(value, upstream=parse_upstream(upstream), mount=mount, scheme="https", host=host)
 
 
 class TestRewriteLocation:
@@ -333,6 +335,20 @@ class TestRewriteLocation:
     )
     def test_brings_what_is_below_the_base_under_the_mount(self, value: str, expected: str) -> None:
         assert locate(value) == expected
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("http://up:9000/bar/x?y#z", "/x?y#z"),
+            ("//up:9000/bar/x", "/x"),
+            ("http://up:9000/bar?x", "/?x"),
+            ("http://up:9000/bar//evil/x", "/.//evil/x"),
+            ("http://up:9000/bar/\\evil", "/./\\evil"),
+            ("http://evil/bar/x", "http://evil/bar/x"),
+        ],
+    )
+    def test_becomes_a_path_where_no_host_was_named(self, value: str, expected: str) -> None:
+        assert locate(value, mount="/", host=None) == expected
 
     @pytest.mark.parametrize(
         "value",
