@@ -167,7 +167,7 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     for name, value in inbound.get_all():
         if name in kept:
             kept[name].append(value)
-        elif name not in unwanted and (trusted or not is_forwarding_field(name)):
+        elif name not in unwanted and (trusted or not is_forwarding_field(name)) and not _is_alias(name):
             kept[name] = [value]
     return _made_of(kept)
 
@@ -393,6 +393,14 @@ def _may_be_nominated(name: str) -> bool:
 @lru_cache(maxsize=128)
 def _union(named: frozenset[str], drop: frozenset[str]) -> frozenset[str]:
     return HOP_BY_HOP | named | drop
+
+
+def _is_alias(name: str) -> bool:
+    """True when ``name`` is that of a field which stops here, but for an underscore, such as ``Transfer_Encoding``.
+
+    CGI and WSGI upstreams cannot tell the two, and so could take it for the framing.
+    """
+    return "_" in name and _normalized(name.replace("_", "-")) in HOP_BY_HOP | _NOT_FORWARDED
 
 
 def _made_of(values: dict[str, list[str]]) -> HTTPHeaders:

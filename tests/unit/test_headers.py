@@ -143,6 +143,11 @@ class TestRequestHeaders:
     def test_keeps_it_from_a_trusted_proxy(self, name: str) -> None:
         assert name in h.request_headers(make((name, "1.2.3.4")), trusted=True)
 
+    @pytest.mark.parametrize("name", ["Transfer_Encoding", "CONTENT_LENGTH", "Proxy_Authorization", "Keep_alive"])
+    @pytest.mark.parametrize("trusted", [True, False])
+    def test_drops_what_cgi_takes_for_a_field_that_stops_here(self, name: str, trusted: bool) -> None:
+        assert list(h.request_headers(make((name, "x"), ("X_Custom", "y")), trusted=trusted)) == ["X_custom"]
+
     @pytest.mark.parametrize(
         "name", ["X-Forward", "X-Api-Key", "X_Custom", "Scheme", "X-Real", "Client-Id", "User-Agent"]
     )
