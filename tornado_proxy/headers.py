@@ -89,6 +89,10 @@ _END_TO_END = frozenset(
 
 _NOTHING: frozenset[str] = frozenset()
 
+# Characters of a Connection, and so names in it, beyond which it is not remembered: clients choose them, and a few
+# heads of 64 KB in a cache would hold hundreds of megabytes.
+_REMEMBERED = 256
+
 # These describe the exact bytes of a body (RFC 9530, RFC 3230, RFC 2616 section 14.15).
 _DIGESTS = ("Content-Md5", "Digest", "Content-Digest", "Repr-Digest")
 
@@ -123,7 +127,8 @@ def nominated(headers: HTTPHeaders) -> frozenset[str]:
     lines = headers.get_list("Connection")
     if not lines:
         return _NOTHING
-    return _nominated_by(lines[0] if len(lines) == 1 else ",".join(lines))
+    value = lines[0] if len(lines) == 1 else ",".join(lines)
+    return _nominated_by(value) if len(value) <= _REMEMBERED else _names_in(value)
 
 
 def parse_fields(lines: list[bytes]) -> HTTPHeaders:
@@ -151,7 +156,7 @@ def remove_hop_by_hop(headers: HTTPHeaders, drop: frozenset[str] = _NOTHING) -> 
 
     ``drop`` holds names in the case of ``HTTPHeaders`` keys and should be a constant.
     """
-    unwanted = _union(nominated(headers), drop)
+    unwanted = _unwanted(nominated(headers), drop)
     for name in [name for name in headers if name in unwanted]:
         del headers[name]
 
@@ -162,7 +167,7 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     Host, Content-Length and Expect are left to the caller. Unless the request came from a ``trusted`` proxy, every
     field that names a client, scheme or path is dropped, because anyone can write it.
     """
-    unwanted = _union(nominated(inbound), _NOT_FORWARDED)
+    unwanted = _unwanted(nominated(inbound), _NOT_FORWARDED)
     kept: dict[str, list[str]] = {}
     for name, value in inbound.get_all():
         if name in kept:
@@ -382,12 +387,20 @@ def _normalized(name: str) -> str:
 # Browsers and servers send a handful of values; a caller that invents more only pays for the parsing.
 @lru_cache(maxsize=64)
 def _nominated_by(value: str) -> frozenset[str]:
+    return _names_in(value)
+
+
+def _names_in(value: str) -> frozenset[str]:
     names = {_normalized(name.strip(" \t")) for name in value.split(",")}
     return frozenset(name for name in names if name and _may_be_nominated(name))
 
 
 def _may_be_nominated(name: str) -> bool:
     return not (name in _END_TO_END or name.startswith("Content-") or is_forwarding_field(name))
+
+
+def _unwanted(named: frozenset[str], drop: frozenset[str]) -> frozenset[str]:
+    return _union(named, drop) if len(named) <= _REMEMBERED else HOP_BY_HOP | named | drop
 
 
 @lru_cache(maxsize=128)

@@ -26,6 +26,7 @@ BAD_HEADS = {
     "Host with userinfo": head("GET / HTTP/1.1", "Host: u@a"),
     "Host with a path": head("GET / HTTP/1.1", "Host: a/b"),
     "Host with a bad port": head("GET / HTTP/1.1", "Host: a:b"),
+    "a name of more than 1024 characters": get("X" * 1025 + ": a"),
     "Host with a port that there is not": head("GET / HTTP/1.1", "Host: a:65536"),
     "two Hosts in 1.0": head("GET / HTTP/1.0", "Host: a", "Host: b"),
     "obs-fold": get("X: a", " b"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -313,6 +315,26 @@ class TestVia:
         for expected in (1, 2, 3):
             h.add_via(headers, "HTTP/1.1", "tornado_proxy")
             assert h.via_count(headers, "tornado_proxy") == expected
+
+
+class TestMemory:
+    """Nothing that a client can make large is remembered."""
+
+    def test_of_long_names_and_lists_nothing_stays(self) -> None:
+        def requests() -> None:
+            for n in range(100):
+                names = ",".join(f"x{n}-{i}" for i in range(5_000))
+                h.request_headers(make(("Connection", names)), trusted=False)
+                h.is_forwarding_field(f"X{n}" + "y" * 50_000)
+                h.remove_hop_by_hop(make(("Connection", names)))
+
+        tracemalloc.start()
+        try:
+            requests()
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < 1_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def locate(

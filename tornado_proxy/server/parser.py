@@ -20,7 +20,9 @@ from tornado_proxy.framing import NO_BODY, Framing, request_framing
 # RFC 9110 sections 5.6.2 and 5.5. Possessive ("++"), so that a head of 64 KB costs one pass even where it is bad.
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _VALUE = r"[\t\x20-\x7e\x80-\xff]*+"
-_FIELD = rf"{_TOKEN}:{_VALUE}"
+# Tornado remembers the last 1000 names; of 64 KB each they would be its memory and ours.
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,1024}+"
+_FIELD = rf"{_NAME}:{_VALUE}"
 # RFC 9112 section 3: one space each. What the target may look like is for the application: here no space, no CTL.
 _REQUEST = rf"({_TOKEN}) ([\x21-\x7e\x80-\xff]++) "
 
