@@ -172,7 +172,9 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     for name, value in inbound.get_all():
         if name in kept:
             kept[name].append(value)
-        elif name not in unwanted and (trusted or not is_forwarding_field(name)) and not _is_alias(name):
+        elif name in unwanted or ("_" in name and _is_alias(name)):
+            continue
+        elif trusted or not is_forwarding_field(name):
             kept[name] = [value]
     return _made_of(kept)
 
@@ -379,12 +381,16 @@ def rewrite_set_cookie(
     return ";".join(parts)
 
 
-@lru_cache(maxsize=1024)
 def _normalized(name: str) -> str:
+    """Return ``name`` as ``HTTPHeaders`` spells it. The long ones are not remembered: whoever sends them pays."""
+    return _spelling(name) if len(name) <= 64 else _spelling.__wrapped__(name)
+
+
+@lru_cache(maxsize=1024)
+def _spelling(name: str) -> str:
     return "-".join([word.capitalize() for word in name.split("-")])
 
 
-# Browsers and servers send a handful of values; a caller that invents more only pays for the parsing.
 @lru_cache(maxsize=64)
 def _nominated_by(value: str) -> frozenset[str]:
     return _names_in(value)
@@ -413,7 +419,7 @@ def _is_alias(name: str) -> bool:
 
     CGI and WSGI upstreams cannot tell the two, and so could take it for the framing.
     """
-    return "_" in name and _normalized(name.replace("_", "-")) in HOP_BY_HOP | _NOT_FORWARDED
+    return _normalized(name.replace("_", "-")) in HOP_BY_HOP | _NOT_FORWARDED
 
 
 def _made_of(values: dict[str, list[str]]) -> HTTPHeaders:
