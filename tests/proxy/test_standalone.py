@@ -194,6 +194,16 @@ async def children(pid: int, count: int) -> list[psutil.Process]:
             await asyncio.sleep(0)
 
 
+class TestQueries:
+    async def test_of_many_fields_pass(self, echo: EchoUpstream) -> None:
+        """Tornado's limit is 1000."""
+        target = "/x?" + "&".join(["a=1"] * 2000)
+        with StandaloneProxy("--to", echo.url) as proxy:
+            async with await Downstream.connect(proxy.port) as downstream:
+                assert (await downstream.exchange("GET", target)).status == 200
+        assert echo.requests[-1].target == target
+
+
 class TestAccessLog:
     async def test_text_has_a_line_for_each_exchange_without_the_query(self, echo: EchoUpstream) -> None:
         with StandaloneProxy("--to", echo.url, "--access-log", "text") as proxy:
