@@ -419,7 +419,8 @@ def _is_alias(name: str) -> bool:
 
     CGI and WSGI upstreams cannot tell the two, and so could take it for the framing.
     """
-    return _normalized(name.replace("_", "-")) in HOP_BY_HOP | _NOT_FORWARDED
+    name = _normalized(name.replace("_", "-"))
+    return name in HOP_BY_HOP or name in _NOT_FORWARDED
 
 
 def _made_of(values: dict[str, list[str]]) -> HTTPHeaders:
