@@ -232,15 +232,13 @@ class Tunnel:
         while chunk := await self._read(self.downstream):
             self.bytes_up += len(chunk)
             await self._write(self.upstream, chunk, self.downstream)
-        if self.upstream.half_closes:
-            self.upstream.end()
+        self._end(self.upstream)
 
     async def _pass_down(self) -> None:
         while chunk := await self._read(self.upstream):
             self.bytes_down += len(chunk)
             await self._write(self.downstream, chunk, self.upstream)
-        if self.downstream.half_closes:
-            self.downstream.end()
+        self._end(self.downstream)
 
     async def _read(self, source: Side) -> bytes:
         try:
@@ -267,6 +265,15 @@ class Tunnel:
         except OSError as exc:
             raise self._broken(sink) from exc
         self._last_byte = monotonic()
+
+    def _end(self, sink: Side) -> None:
+        """Pass on that the other side has ended, where that can be said without ending both directions."""
+        if sink.half_closes:
+            try:
+                sink.end()
+            except OSError as exc:
+                # It had ended before, so nobody read from it, and then refused what came last.
+                raise self._broken(sink) from exc
 
     def _broken(self, side: Side) -> ProxyError:
         if side is self.downstream:

@@ -78,6 +78,30 @@ class TestTheEnd:
         assert await conn.closed() == "end"
         assert monotonic() - started < AT_ONCE
 
+    async def test_last_words_to_a_downstream_that_has_left_are_no_fault_of_ours(self, proxy, upstream, patient):
+        """A page that is closed: its server answers with a close frame, which nobody takes, and closes too."""
+        running = await proxy(upstream.url)
+        downstream, conn = await opened(running, upstream)
+        downstream.close()
+        assert await conn.closed() == "end"
+        await conn.send(b"\x88\x02\x03\xe8")
+        conn.close()
+        outcome = await running.next_outcome()
+        assert (outcome.status, outcome.side, outcome.phase) == (101, "downstream", "upgrade")
+
+    async def test_last_words_to_an_upstream_that_has_left_are_no_fault_of_ours(
+        self, proxy, upstream, patient, expect_log
+    ):
+        expect_log("reset the tunnel")
+        running = await proxy(upstream.url)
+        downstream, conn = await opened(running, upstream)
+        conn.close()
+        assert await downstream.closed() == "end"
+        await downstream.send(b"\x88\x02\x03\xe8")
+        downstream.close()
+        outcome = await running.next_outcome()
+        assert (outcome.status, outcome.side, outcome.phase) == (101, "upstream", "upgrade")
+
     async def test_a_reset_upstream_is_passed_on_at_once(self, proxy, upstream, expect_log):
         expect_log("reset the tunnel")
         errors = []
