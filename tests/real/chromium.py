@@ -106,7 +106,9 @@ class Chromium:
         while (text := await self._socket.read_message()) is not None:
             message = json.loads(text)
             if "id" in message:
-                self._answers.pop(message["id"]).set_result(message)
+                answer = self._answers.pop(message["id"])
+                if not answer.done():  # nobody waits any more
+                    answer.set_result(message)
             elif message["method"] == "Runtime.exceptionThrown":
                 self.complaints.append(message["params"]["exceptionDetails"]["text"])
             elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] == "error":
@@ -153,15 +155,33 @@ class Chromium:
 
     async def click(self, selector: str) -> None:
         """Press and release the mouse in the middle of an element, as a user would."""
+        await self.click_on(f"document.querySelector({json.dumps(selector)})")
+
+    async def click_on(self, expression: str) -> None:
+        """Click the element that a JavaScript expression finds, once it is there and nothing covers it."""
         place = f"""(() => {{
-            const element = document.querySelector({json.dumps(selector)});
+            const element = {expression};
+            if (!element) return null;
             element.scrollIntoView({{ block: "center", behavior: "instant" }});
             const box = element.getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2];
+            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+            return element.contains(element.getRootNode().elementFromPoint(x, y)) ? [x, y] : null;
         }})()"""
-        x, y = await self.value(place)
+        x, y = await self.until(place)
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    async def type(self, text: str) -> None:
+        """Press a key for each character, where the focus is."""
+        for character in text:
+            await self._press(key=character, text=character)
+
+    async def press_enter(self, *, shift: bool = False) -> None:
+        await self._press(key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13, modifiers=8 if shift else 0)
+
+    async def _press(self, *, text: str, **key: Any) -> None:
+        await self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **key)
+        await self.call("Input.dispatchKeyEvent", type="keyUp", **key)
 
     async def choose(self, selector: str, value: str) -> None:
         """Choose an option of a select element."""
@@ -172,6 +192,11 @@ class Chromium:
             element.dispatchEvent(new Event("change", {{ bubbles: true }}));
         }})()"""
         )
+
+    async def attach(self, selector: str, file: Path) -> None:
+        """Choose a file in an ``<input type=file>``."""
+        found = await self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        await self.call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
 
     async def screenshot(self, file: Path) -> None:
         """Save a picture of the whole page."""
