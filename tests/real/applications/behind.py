@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.real.chromium import Chromium
+from tests.real.chromium import CHROMIUM, Chromium
 from tests.support.process import free_port
 from tests.support.proxy import ProxyFactory, RunningProxy
 from tests.support.wire import within
@@ -22,6 +22,16 @@ from tornado_proxy import Outcome, ProxyHandler
 START_TIMEOUT = 90.0
 # A name that browsers resolve to this machine, and that no application takes for its own: as a public one would be.
 HOST = "apps.localhost"
+
+
+def needs(command: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of tests of the application that ``command`` starts."""
+    return [
+        pytest.mark.slow,
+        pytest.mark.skipif(not os.environ.get("TORNADO_PROXY_APPS"), reason="slow: runs with TORNADO_PROXY_APPS=1"),
+        pytest.mark.skipif(shutil.which(command) is None, reason=f"{command} is not installed"),
+        pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    ]
 
 
 class Behind:
@@ -48,8 +58,7 @@ class Behind:
     async def start(self, command: str, *arguments: str, env: dict[str, str] | None = None) -> str:
         """Run a program in :attr:`directory` and return its URL, once it listens. ``{port}`` stands for its port."""
         program = shutil.which(command)
-        if program is None:
-            pytest.skip(f"{command} is not installed")
+        assert program is not None
         port = free_port()
         log = self.directory.parent / f"{command}.log"
         with log.open("wb") as output:
@@ -88,19 +97,23 @@ class Behind:
 
     async def check_tunnels(self) -> None:
         """Fail unless something passed both ways through a tunnel, and no tunnel broke."""
-        if self._running is not None:
-            await self._running.stop()
+        assert self._running is not None
+        await self._running.stop()
         assert any(outcome.bytes_up and outcome.bytes_down for _, outcome in self.tunnels), self.tunnels
         assert [(path, outcome.error) for path, outcome in self.tunnels if outcome.side == "upstream"] == []
 
     async def stop(self) -> None:
         """End the program, and what it has started and left."""
         for process in self._processes:
-            whole = psutil.Process(process.pid)
-            family = [whole, *whole.children(recursive=True)] if process.poll() is None else []
+            if process.poll() is not None:
+                continue
+            children = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
-            await asyncio.to_thread(psutil.wait_procs, family, 10)
-            for each in family:
-                if each.is_running():
-                    each.kill()
-            await asyncio.to_thread(process.wait)
+            try:
+                await asyncio.to_thread(process.wait, 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+            _, left = await asyncio.to_thread(psutil.wait_procs, children, 5)
+            for child in left:
+                child.kill()

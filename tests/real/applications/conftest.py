@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.applications.behind import Behind
-from tests.real.chromium import CHROMIUM, Chromium
+from tests.real.chromium import Chromium
 from tests.support.proxy import ProxyFactory
 
 PICTURES = os.environ.get("TORNADO_PROXY_PICTURES")
@@ -18,10 +18,6 @@ PICTURES = os.environ.get("TORNADO_PROXY_PICTURES")
 @pytest.fixture
 async def behind(tmp_path: Path, proxy: ProxyFactory, request: pytest.FixtureRequest) -> AsyncIterator[Behind]:
     """A browser, and what starts the rest. Once the test is over, every tunnel must have ended well."""
-    if not os.environ.get("TORNADO_PROXY_APPS"):
-        pytest.skip("slow: runs with TORNADO_PROXY_APPS=1")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
     setting = Behind(tmp_path, proxy)
     try:
         async with Chromium(tmp_path) as setting.page:

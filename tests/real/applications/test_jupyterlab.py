@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tests.real.applications.behind import Behind
+from tests.real.applications.behind import Behind, needs
 
-pytestmark = pytest.mark.slow
+pytestmark = needs("jupyter-lab")
 
 NOTEBOOK = {
     "cells": [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.real.applications.behind import Behind
+from tests.real.applications.behind import Behind, needs
 
-pytestmark = pytest.mark.slow
+pytestmark = needs("marimo")
 
 NOTEBOOK = """
 import marimo

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+from tests.real.applications.behind import Behind, needs
 
-from tests.real.applications.behind import Behind
-
-pytestmark = pytest.mark.slow
+pytestmark = needs("vite")
 
 PAGE = """
 <!doctype html>
