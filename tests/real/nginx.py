@@ -28,7 +28,7 @@ http {{
     scgi_temp_path scgi;
     keepalive_requests 1000000000;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{protocol};
         {server}
     }}
 }}
@@ -38,13 +38,16 @@ http {{
 class Nginx:
     """nginx, started on entry, ended on exit; ``server`` is what stands in its one ``server`` block.
 
+    It speaks HTTP/1.1, or with ``protocol="http2"`` only HTTP/2.
+
     The socket is ours, listens before nginx runs, and is handed over as nginx hands it to its own next binary; so there
     is neither a race for the port nor a wait until it answers.
     """
 
-    def __init__(self, directory: Path, server: str) -> None:
+    def __init__(self, directory: Path, server: str, protocol: str = "") -> None:
         self._directory = directory
         self._server = server
+        self._protocol = f" {protocol}" if protocol else ""
 
     def __enter__(self) -> Self:
         assert NGINX is not None
@@ -52,7 +55,7 @@ class Nginx:
             self.port: int = sock.getsockname()[1]
             # Under root the worker would be nobody, who may not read a temporary directory.
             user = "" if os.geteuid() else "user root;"
-            text = CONFIGURATION.format(port=self.port, server=self._server, user=user)
+            text = CONFIGURATION.format(port=self.port, server=self._server, protocol=self._protocol, user=user)
             configuration = self._directory / "nginx.conf"
             configuration.write_text(text, encoding="utf-8")
             with (self._directory / "nginx.log").open("wb") as log:

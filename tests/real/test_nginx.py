@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 from collections.abc import Iterator
@@ -130,3 +131,43 @@ class TestGzip:
         response = await running.get("/text.txt")
         assert not response.has("Content-Encoding")
         assert response.body == TEXT
+
+
+class TestHTTP2:
+    """An upstream that speaks HTTP/2, in clear text: many exchanges on one connection."""
+
+    @pytest.fixture
+    async def running(self, proxy, tmp_path, files):
+        with Nginx(tmp_path, SERVER + "location /post { return 200; }", "http2") as nginx:
+            # No second attempt, which would hide one that failed.
+            yield await proxy(nginx.url, retries=0, client_options={"http_version": "2-prior-knowledge"})
+
+    async def test_exchanges_at_a_time_share_a_connection(self, running, files):
+        content = (files / "big.bin").read_bytes()
+        # The connection is there, and idle, and is then in use.
+        for count in (1, 1, 20):
+            responses = await asyncio.gather(*(running.get("/big.bin") for _ in range(count)))
+            assert all(response.body == content for response in responses)
+
+    async def test_one_that_nobody_reads_holds_up_no_other(self, running, files):
+        content = (files / "big.bin").read_bytes()
+        stalled = await running.ask("GET", "/big.bin")
+        await stalled.read_head()
+        responses = await asyncio.gather(*(running.get("/big.bin") for _ in range(5)))
+        assert all(response.body == content for response in responses)
+        assert await stalled.read_body() == content
+
+    async def test_uploads_without_a_length(self, running):
+        for _ in range(3):
+            requests = (running.request("POST", "/post", [("Transfer-Encoding", "chunked")], b"x") for _ in range(5))
+            assert {response.status for response in await asyncio.gather(*requests)} == {200}
+
+    async def test_one_that_is_cancelled_ends_alone(self, running, files):
+        content = (files / "big.bin").read_bytes()
+        leaving = [await running.ask("GET", "/big.bin") for _ in range(5)]
+        staying = await running.ask("GET", "/big.bin")
+        for downstream in leaving:
+            await downstream.read_head()
+            downstream.close()
+        assert (await staying.read_response()).body == content
+        assert (await running.get("/big.bin")).body == content

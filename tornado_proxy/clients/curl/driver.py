@@ -47,7 +47,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._basics: dict[pycurl.Curl, tuple[object, ...]] = {}
         self._active: dict[pycurl.Curl, Transfer] = {}
         self._queue: deque[CurlRequest] = deque()
-        self.sockets = SocketWatch(self.loop, self._on_ready)
+        self.sockets = SocketWatch(self.loop, self._on_ready, shares=options.http_version != "1.1")
         # When libcurl wants to be driven, in loop time, and the timer that will do it (at that time or before).
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None

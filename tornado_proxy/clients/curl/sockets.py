@@ -21,9 +21,13 @@ _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 class SocketWatch:
     """Calls ``on_ready(fd, readable, writable)`` from the loop for each watched socket that is ready."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_ready: Callable[[int, bool, bool], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_ready: Callable[[int, bool, bool], None], *, shares: bool = False
+    ) -> None:
         self._loop = loop
         self._call = on_ready
+        # Whether a connection may be asked for that is in use, because the client may speak HTTP/2.
+        self._shares = shares
         self._epoll = select.epoll()
         # Sockets that are wanted now, and whether for writing too; others may still be in the epoll, idle.
         self._watched: dict[int, bool] = {}
@@ -34,9 +38,12 @@ class SocketWatch:
         self._noisy: set[int] = set()
         # What the last look found readable; None when there was none in this turn of the loop.
         self._readable: set[int] | None = None
-        # The socket of each local port, and back, as of when it was new.
-        self._sockets: dict[int, int] = {}
+        # The sockets of each local port, and back, as of when they were new. The kernel gives one port to several
+        # connections, to different addresses; those that are closed stay until their descriptor is used again.
+        self._sockets: dict[int, list[int]] = {}
         self._ports: dict[int, int] = {}
+        # Sockets that carry several exchanges at a time: HTTP/2.
+        self._shared: set[int] = set()
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def watch(self, fd: int, readable: bool, writable: bool) -> None:
@@ -49,6 +56,7 @@ class SocketWatch:
             self._epoll.register(fd, mask)
             self._noisy.discard(fd)
             self._used.discard(fd)
+            self._shared.discard(fd)
             self._note_port(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -60,17 +68,19 @@ class SocketWatch:
             except OSError as exc:
                 log.debug("socket %d: %s", fd, exc)
 
-    def is_quiet(self, local_port: int) -> bool:
-        """Return whether nothing, not even the end, waits to be read on the connection with this local port.
+    def is_quiet(self, local_port: int, peer: tuple[str, int]) -> bool:
+        """Return whether nothing, not even the end, waits to be read on the connection from this local port to ``peer``.
 
         Asked before each request. On a new connection nothing can be left of the one before; it counts as quiet, and so
-        does a unix-domain socket, which has no port.
+        does a unix-domain socket, which has no port. On one that is shared, what waits says to whom it belongs.
         """
-        fd = self._sockets.get(local_port)
+        fd = self._find(local_port, peer)
         if fd is None:
             return True
         if fd not in self._used:
             self._used.add(fd)
+            return True
+        if fd in self._shared or (self._shares and fd in self._watched):
             return True
         if fd in self._noisy:
             return False
@@ -82,6 +92,12 @@ class SocketWatch:
         # What was readable may have been read since.
         self._readable = readable = {ready for ready, events in self._epoll.poll(0) if events & _READABLE}
         return fd not in readable
+
+    def share(self, local_port: int, peer: tuple[str, int]) -> None:
+        """The connection turned out to carry several exchanges at a time."""
+        fd = self._find(local_port, peer)
+        if fd is not None:
+            self._shared.add(fd)
 
     def close(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
@@ -106,7 +122,19 @@ class SocketWatch:
                 # Closed since, by what the sockets before it made the client do.
                 log.debug("socket %d: %s", fd, exc)
 
+    def _find(self, local_port: int, peer: tuple[str, int]) -> int | None:
+        fds = self._sockets.get(local_port)
+        if fds is None:
+            return None
+        if len(fds) == 1:
+            return fds[0]
+        return next((fd for fd in fds if _peer(fd) == peer), None)
+
     def _note_port(self, fd: int) -> None:
+        if (before := self._ports.pop(fd, None)) is not None:
+            self._sockets[before].remove(fd)
+            if not self._sockets[before]:
+                del self._sockets[before]
         try:
             sock = socket.socket(fileno=fd)
         except OSError:
@@ -114,9 +142,23 @@ class SocketWatch:
             return
         try:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
-                self._sockets.pop(self._ports.pop(fd, 0), None)
                 port = sock.getsockname()[1]
-                self._sockets[port] = fd
+                self._sockets.setdefault(port, []).append(fd)
                 self._ports[fd] = port
         finally:
             sock.detach()
+
+
+def _peer(fd: int) -> tuple[str, int] | None:
+    """Return address and port of the other end, ``None`` where there is none (any more)."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return None
+    try:
+        address = sock.getpeername()
+    except OSError:
+        return None
+    finally:
+        sock.detach()
+    return address[:2] if isinstance(address, tuple) else None

@@ -143,6 +143,7 @@ class Transfer:
 
     __slots__ = (
         "_answered_417",
+        "_connection",
         "_driver",
         "_ends_at_head",
         "_expecting",
@@ -181,6 +182,8 @@ class Transfer:
         self._ends_at_head = request.method == "HEAD" and request.body is not None
         # Times that libcurl was about to send the request; see on_prereq.
         self._sends = 0
+        # Local port and peer of the connection that it was sent on.
+        self._connection: tuple[int, tuple[str, int]] = (0, ("", 0))
         # The upstream has been asked whether it wants the body, and has not said so yet.
         self._expecting = request.expect_continue
         self._answered_417 = False
@@ -193,7 +196,7 @@ class Transfer:
 
     # -- called by libcurl (rules 1 and 2)
 
-    def on_prereq(self, _ip: str, _local_ip: str, _port: int, local_port: int) -> int:
+    def on_prereq(self, ip: str, _local_ip: str, port: int, local_port: int) -> int:
         """Allow the request to be sent once, on a quiet connection; called when libcurl is about to use one.
 
         libcurl takes a connection that it looked at less than a second ago for healthy, and repeats a request, whatever
@@ -204,7 +207,8 @@ class Transfer:
         self._sends += 1
         if self._sends > 1:
             return int(pycurl.PREREQFUNC_ABORT)
-        if self._driver.sockets.is_quiet(local_port):
+        self._connection = (local_port, (ip, port))
+        if self._driver.sockets.is_quiet(*self._connection):
             return int(pycurl.PREREQFUNC_OK)
         self.error = UpstreamClosed(
             f"upstream {self.origin} closed a kept-alive connection", phase=Phase.CONNECT, upstream=self.origin
@@ -275,6 +279,8 @@ class Transfer:
         self.response = UpstreamResponse(
             status, reason, parse_fields(lines[1:]), self.stream, self.origin, version=version, on_abort=self.cancel
         )
+        if not version.startswith("HTTP/1"):
+            self._driver.sockets.share(*self._connection)
         if status == 417 and self._expecting:
             # libcurl drops this body and is about to send the request again, without the expectation, which on_prereq
             # refuses.
