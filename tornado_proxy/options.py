@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -282,7 +283,7 @@ def _choice(name: str, value: object, kind: type[StrEnum]) -> StrEnum:
 def _check_number(name: str, value: object, unit: str) -> None:
     if value is None and name != "buffer_size":
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise OptionError(f"{name} {value!r} is not a number of {unit}; write one above 0, or None for no limit")
 
 
@@ -296,6 +297,7 @@ def _check_text(name: str, value: object) -> None:
 def _check_methods(methods: Iterable[str]) -> frozenset[str]:
     if isinstance(methods, str | bytes) or not isinstance(methods, Iterable):
         raise OptionError(f"custom_http_methods {methods!r} is not a list; write a tuple such as ('PROPFIND',)")
+    methods = tuple(methods)
     for method in methods:
         if not isinstance(method, str) or not is_token(method):
             raise OptionError(f"custom_http_methods: {method!r} is not a method name; write a name such as 'PROPFIND'")
@@ -360,8 +362,9 @@ def _statuses_of(key: Any) -> range:
 def _check_error_callback(given: Any) -> tuple[Hook, tuple[Any, ...], bool] | None:
     if given is None:
         return None
-    function, args = (given[0], tuple(given[1])) if isinstance(given, tuple) and len(given) == 2 else (given, ())
-    if not callable(function):
+    function, args = given if isinstance(given, tuple) and len(given) == 2 else (given, ())
+    args = tuple(args) if isinstance(args, Iterable) else None
+    if not callable(function) or args is None:
         raise OptionError(f"error_callback {given!r} is not a function; pass f(error), f(error, handler) or (f, args)")
     # Where both fit the longer form wins, as in reverse_proxy_plug.
     for takes_handler, extra in ((True, (None, None)), (False, (None,))):

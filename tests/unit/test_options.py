@@ -1,10 +1,12 @@
 """What is wrong with an option is said when the application is built: the mount, the option, the cure."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from tornado_proxy import OptionError, ProxyOptions, mount
+from tornado_proxy.clients.curl import CurlOptions
 
 URL = "http://127.0.0.1:9000"
 
@@ -50,6 +52,11 @@ class TestStartUpErrors:
             ({"status_callbacks": {"6xx": print}}, ["'6xx'", "'5xx'"]),
             ({"status_callbacks": [404]}, ["status_callbacks [404]"]),
             ({"error_callback": lambda: None}, ["error_callback", "(error)"]),
+            ({"idle_timeout": float("inf")}, ["idle_timeout inf", "None"]),
+            ({"error_callback": (print, 5)}, ["error_callback", "(f, args)"]),
+            ({"client_options": {"unix_socket": Path("/run/a")}}, ["unix_socket", "string"]),
+            ({"client_options": {"ca_certs": 3.5}}, ["ca_certs 3.5", "string"]),
+            ({"client_options": {"max_idle_seconds": 10**12}}, ["max_idle_seconds"]),
             ({"allowed_origins": "https://a.example"}, ["allowed_origins 'https://a.example'", "list"]),
             ({"allowed_origins": ["https://a.example/"]}, ["'https://a.example/' is not an origin", "https://app"]),
             ({"allowed_origins": ["a.example"]}, ["'a.example' is not an origin", "https://app"]),
@@ -79,6 +86,16 @@ class TestStartUpErrors:
     def test_a_prefix_is_a_literal_path(self, prefix):
         with pytest.raises(OptionError, match="prefix"):
             mount(prefix, URL)
+
+
+class TestSpellings:
+    def test_methods_may_come_from_a_generator(self):
+        options = ProxyOptions(upstream=URL, custom_http_methods=(name for name in ("PROPFIND",)))
+        assert "PROPFIND" in options.methods
+
+    def test_a_version_may_be_a_number_as_the_command_line_reads_it(self):
+        ProxyOptions.parse("here", {"upstream": URL, "client_options": {"http_version": 2}})
+        assert CurlOptions.parse({"http_version": 2}).http_version == "2"
 
 
 class TestStatusCallbacks:

@@ -37,9 +37,11 @@ class CurlOptions:
     def __post_init__(self) -> None:
         if self.http_version not in HTTP_VERSIONS:
             raise ValueError(f"http_version {self.http_version!r} is unknown; write one of {', '.join(HTTP_VERSIONS)}")
-        for name in ("ca_certs", "client_cert", "client_key"):
+        for name in ("ca_certs", "client_cert", "client_key", "unix_socket"):
             path = getattr(self, name)
-            if path is not None and not os.access(path, os.R_OK):
+            if path is not None and (not isinstance(path, str) or not path or "\0" in path):
+                raise ValueError(f"{name} {path!r} is not a path that libcurl takes; write a string")
+            if path is not None and name != "unix_socket" and not os.access(path, os.R_OK):
                 raise ValueError(f"{name} {path!r} cannot be read; write the path of a PEM file")
         if not isinstance(self.validate_cert, bool):
             raise ValueError(f"validate_cert {self.validate_cert!r} is not a bool; write True or False")
@@ -47,7 +49,7 @@ class CurlOptions:
             number = getattr(self, name)
             if name == "max_clients" and number is None:
                 continue
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number < 2**31:
                 raise ValueError(f"{name} {number!r} is not a positive whole number; write one such as 100")
 
     @classmethod
@@ -57,4 +59,7 @@ class CurlOptions:
         for name in given:
             if name not in known:
                 raise ValueError(f"{name!r} is not known to the curl client; it knows {', '.join(known)}")
+        if given.get("http_version") in (2, 3):
+            # As the command line reads it.
+            given = {**given, "http_version": str(given["http_version"])}
         return cls(**given)
