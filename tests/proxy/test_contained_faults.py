@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from tornado.httputil import HTTPHeaders
 
 from tests.proxy.test_cancel import CHUNKED, PIECE, until
 from tests.support.downstream import Downstream
@@ -20,6 +21,7 @@ from tests.support.wire import LAST_CHUNK, chunk, within
 from tornado_proxy import ProxyHandler, forwarder
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.errors import HookError
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.messages import UpstreamRequest
 from tornado_proxy.options import ProxyOptions
@@ -337,8 +339,6 @@ class TestCancelAtTheWorstMoment:
 
     async def ask(self, client, upstream, target="/x", body=None):
         request = UpstreamRequest("POST" if body else "GET", upstream.url + target, {}, body, None)  # type: ignore[arg-type]
-        from tornado.httputil import HTTPHeaders
-
         request.headers = HTTPHeaders()
         return await within(client.send(request), "a response")
 
@@ -418,6 +418,19 @@ class TestCancelAtTheWorstMoment:
         pipe.close()
         await asyncio.gather(asking, return_exceptions=True)
         await conn.closed()
+        await self.check(client, upstream)
+
+    async def test_a_queued_one_that_libcurl_does_not_take_is_told_so(self, client, upstream):
+        first = asyncio.ensure_future(self.ask(client, upstream, "/first"))
+        conn, _ = await upstream.request()
+        request = UpstreamRequest("G\0T", upstream.url, HTTPHeaders(), None, None)  # type: ignore[arg-type]
+        queued = asyncio.ensure_future(client.send(request))
+        await asyncio.sleep(0)
+        await conn.respond(200, [("Connection", "close")], b"first")
+        conn.close()
+        assert (await first).status == 200
+        with pytest.raises(HookError):
+            await within(queued, "its error")
         await self.check(client, upstream)
 
     async def test_while_queued_and_in_the_turn_in_which_its_turn_comes(self, client, upstream):

@@ -46,12 +46,25 @@ def shared_client(client: str | type[HTTPClient] | HTTPClient, options: dict[str
     """Return the running loop's instance for these options; it is closed by :func:`close_clients`."""
     if isinstance(client, HTTPClient):
         return client
-    clients = _shared.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    clients = _shared.get(loop)
+    if clients is None:
+        _close_abandoned()
+        clients = _shared[loop] = {}
     key = (client, repr(sorted(options.items()))) if options else client
     found = clients.get(key)
     if found is None:
         found = clients[key] = client_class(client)(**options)
     return found
+
+
+def _close_abandoned() -> None:
+    """Close the clients of loops that were closed: each refers to its loop, so none would ever be let go."""
+    for ref in _shared.keyrefs():
+        loop = ref()
+        if loop is not None and loop.is_closed():
+            for client in _shared.pop(loop, {}).values():
+                client.close()
 
 
 def close_clients() -> None:

@@ -14,7 +14,7 @@ from tornado.httpclient import HTTPRequest
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.sockets import SocketWatch
 from tornado_proxy.clients.curl.transfer import FOREVER, CurlRequest, Transfer, bytes_reader
-from tornado_proxy.errors import NoUpstreamAvailable, UpstreamError
+from tornado_proxy.errors import HookError, NoUpstreamAvailable, Phase, UpstreamError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ _HTTP_VERSIONS = {
 # Milliseconds that an upstream which knows nothing of expectations holds the body up. RFC 9110 section 10.1.1 asks for
 # such a limit, and this is libcurl's own.
 _CONTINUE_TIMEOUT = 1000
+
+
+def _nobody(*_: object) -> None:
+    """Stand for the transfer of a handle that has none."""
 
 
 class CurlDriver(CurlAsyncHTTPClient):
@@ -58,11 +62,16 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._multi.setopt(pycurl.M_MAXCONNECTS, options.max_idle_connections)
 
     def close(self) -> None:
-        """End every transfer and connection. Idempotent."""
+        """End every transfer and connection, also when the loop was closed before. Idempotent."""
         if self._closed:
             return
+        # From here on nothing is begun and nothing scheduled any more.
+        self._closed = True
         for transfer in [request.transfer for request in self._queue] + list(self._active.values()):
             self.cancel(transfer)
+            if self.loop.is_closed():
+                # Nobody waits any more.
+                continue
             transfer.fail(UpstreamError(f"client closed with {transfer.origin} in progress", upstream=transfer.origin))
         if self._timer is not None:
             self._timer.cancel()
@@ -121,7 +130,16 @@ class CurlDriver(CurlAsyncHTTPClient):
 
     def _begin(self, request: CurlRequest) -> None:
         curl = self._idle.pop() if self._idle else self._new_handle()
-        self._set_up(curl, request)
+        try:
+            self._set_up(curl, request)
+        except Exception as exc:
+            # What a hook may have put into the request. Not raised: one that was queued has no caller any more.
+            self._basics.pop(curl, None)
+            curl.close()
+            error = HookError(f"libcurl does not take the request: {exc}", phase=Phase.SEND)
+            error.__cause__ = exc
+            request.transfer.fail(error)
+            return
         request.transfer.curl = curl
         self._active[curl] = request.transfer
         # libcurl asks to be driven at once, which then starts all that came in this turn of the loop.
@@ -131,6 +149,9 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._multi.remove_handle(curl)
         del self._active[curl]
         if len(self._idle) < self.options.max_idle_connections:
+            # Or the last exchange, bodies and all, would be kept for as long as nobody needs the handle.
+            for option in (pycurl.PREREQFUNCTION, pycurl.HEADERFUNCTION, pycurl.WRITEFUNCTION, pycurl.READFUNCTION):
+                curl.setopt(option, _nobody)
             self._idle.append(curl)
         else:
             del self._basics[curl]
@@ -154,7 +175,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         A timer that is already due earlier stays: it finds nothing to do and is set again, which is cheaper than
         replacing it several times for each request.
         """
-        if msecs < 0:
+        if msecs < 0 or self._closed:
             self._deadline = None
         elif msecs == 0:
             self._deadline = None

@@ -69,7 +69,7 @@ class SocketWatch:
                 log.debug("socket %d: %s", fd, exc)
 
     def is_quiet(self, local_port: int, peer: tuple[str, int]) -> bool:
-        """Return whether nothing, not even the end, waits to be read on the connection from this local port to ``peer``.
+        """Return whether nothing, not even the end, waits to be read on the connection from this port to ``peer``.
 
         Asked before each request. On a new connection nothing can be left of the one before; it counts as quiet, and so
         does a unix-domain socket, which has no port. On one that is shared, what waits says to whom it belongs.
@@ -100,7 +100,8 @@ class SocketWatch:
             self._shared.add(fd)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._epoll.fileno())
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def _forget_look(self) -> None:

@@ -105,7 +105,7 @@ class CurlRequest(HTTPRequest):
         self.url = origin + "/"
         self.method = request.method
         self.headers = request.headers
-        self.connect_timeout = request.connect_timeout or FOREVER
+        self.connect_timeout = min(request.connect_timeout or FOREVER, FOREVER)
         self.header_callback = transfer.on_header  # type: ignore[assignment]
         self.streaming_callback = transfer.on_chunk  # type: ignore[assignment]
         self.target = target
