@@ -37,6 +37,10 @@ class Downstream(Protocol):
     def answered(self) -> bool:
         """Whether a head has been sent, by a hook or by us."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is complete, or was cut off."""
+
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx response; nothing where the downstream does not know them."""
 

@@ -93,9 +93,9 @@ def begin_drain() -> None:
     _draining = True
 
 
-async def close_tunnels() -> None:
-    """End every tunnel, and return when their outcomes were told."""
-    ending = [exchange.close_tunnel() for exchange in _exchanges if exchange.is_tunnel]
+async def end_exchanges() -> None:
+    """End every exchange, tunnels above all, and return when their outcomes were told."""
+    ending = [exchange.end() for exchange in _exchanges]
     if ending:
         await asyncio.wait(ending, timeout=1.0)
 
@@ -169,7 +169,11 @@ class Exchange:
     async def _receive_filtered(self, chunk: bytes) -> None:
         assert self.upload is not None
         try:
-            room = self.upload.write(await _awaited(self.downstream.filter_request_body(chunk)))
+            chunk = await _awaited(self.downstream.filter_request_body(chunk))
+            if self.downstream.answered and not self._committed:
+                self.stop(HookError("filter_request_body has answered", phase=Phase.SEND))
+                return
+            room = self.upload.write(chunk)
         except Exception as exc:
             error = HookError("filter_request_body raised", phase=Phase.SEND)
             error.__cause__ = exc
@@ -201,10 +205,16 @@ class Exchange:
             if self._task is not None:
                 self._task.cancel()
 
-    def close_tunnel(self) -> asyncio.Task[Any]:
-        """End the tunnel that this exchange is; return the task that does."""
+    def end(self) -> asyncio.Task[Any]:
+        """End the exchange because the process ends; return the task that does."""
         assert self._task is not None
-        self.stop(TunnelClosed("the process is about to end", phase=Phase.UPGRADE, upstream=self.outcome.upstream))
+        what = "the process is about to end"
+        if self.is_tunnel:
+            self.stop(TunnelClosed(what, phase=Phase.UPGRADE, upstream=self.outcome.upstream))
+        else:
+            error = ProxyError(what, upstream=self.outcome.upstream)
+            error.status_code = 503
+            self.stop(error)
         return self._task
 
     # -- the story
@@ -220,6 +230,9 @@ class Exchange:
             if self._stopped is not None:
                 raise self._stopped
             await self._forward()
+            if self.downstream.answered and not (self.downstream.ended or self.is_tunnel):
+                # A hook has flushed and left it at that; Tornado ends such an answer when a method returns.
+                await self._drain(self.downstream.send_end())
         except asyncio.CancelledError:
             if self._stopped is None:
                 self._record(DownstreamClosed("exchange was cancelled"))
@@ -228,6 +241,14 @@ class Exchange:
                 raise
             assert self._task is not None
             self._task.uncancel()
+            if isinstance(self._stopped, HookError) and not self._committed:
+                # By filter_request_body, which is not called from here: what it did counts as with the other hooks.
+                if self.downstream.answered:
+                    self.outcome.status = self.downstream.get_status()
+                    return
+                if (raised := self._stopped.__cause__) is not None and _is_answer(raised):
+                    self._record_raised(raised)
+                    raise raised from None
             await self._fail(self._stopped)
         except ProxyError as error:
             await self._fail(error)
@@ -235,7 +256,7 @@ class Exchange:
             await self._fail(DownstreamClosed("downstream closed its connection", phase=Phase.BODY))
         except Exception as exc:
             self._record_raised(exc)
-            if not self.downstream.answered:
+            if not self.downstream.answered or (_is_answer(exc) and not self._committed):
                 raise
             log.exception("exchange failed after its head was sent")
             self.downstream.abort()
@@ -402,6 +423,9 @@ class Exchange:
         mode = options.buffer_headers_mode if buffered else options.stream_headers_mode
         if not self._may_have_body(response):
             chunk, whole = b"", True
+            if response.status == 204 and "Content-Length" in response.headers:
+                # A hook has made it a 204 (RFC 9110 section 8.6).
+                del response.headers["Content-Length"]
         elif response.body is not None:
             chunk, whole = response.body, True
             if filtered:
@@ -419,6 +443,7 @@ class Exchange:
                 chunk = await _awaited(downstream.filter_response_body(chunk))
         # (7) Commit.
         if downstream.answered:
+            self.outcome.status = downstream.get_status()
             return
         if self.inbound.expects_continue and not (self._continued or self._received):
             # Whether its body still comes is the downstream's choice (RFC 9110 section 10.1.1), and cannot be told from
@@ -437,6 +462,9 @@ class Exchange:
                 break
             if filtered:
                 chunk = await _awaited(downstream.filter_response_body(chunk))
+                if downstream.ended:
+                    # The filter has ended the response where it wants it to end.
+                    return
                 if not chunk:
                     continue
             written = downstream.send_chunk(chunk)
@@ -518,18 +546,18 @@ class Exchange:
         if not self._committed:
             outcome.status = error.status_code
 
-    def _record_raised(self, exc: Exception) -> None:
+    def _record_raised(self, exc: BaseException) -> None:
         """Note what a hook raised. An ``HTTPError`` or ``Finish`` is an answer, no failure."""
-        status = getattr(exc, "status_code", None)
-        if isinstance(status, int) and not self._committed:
-            self.outcome.status = status
-            return
-        if type(exc).__name__ == "Finish" and not self._committed:
-            self.outcome.status = 200
-            return
-        error = HookError(f"a hook raised {type(exc).__name__}")
-        error.__cause__ = exc
-        self._record(error)
+        answered = self.downstream.answered and not self._committed
+        if self._committed or not _is_answer(exc):
+            error = HookError(f"a hook raised {type(exc).__name__}")
+            error.__cause__ = exc
+            self._record(error)
+        elif not answered:
+            # What Finish ends is as the hook has left it.
+            self.outcome.status = getattr(exc, "status_code", self.downstream.get_status())
+        if answered:
+            self.outcome.status = self.downstream.get_status()
 
     async def _finish(self) -> None:
         """Step (9): let go of everything, then tell."""
@@ -565,6 +593,11 @@ async def _told(downstream: Downstream, outcome: Outcome) -> None:
             await _awaited(telling)
     except Exception:
         log.exception("on_done raised")
+
+
+def _is_answer(exc: BaseException) -> bool:
+    """Return whether ``exc`` is Tornado's ``HTTPError`` or ``Finish``."""
+    return isinstance(getattr(exc, "status_code", None), int) or type(exc).__name__ == "Finish"
 
 
 async def _awaited(result: Any) -> Any:

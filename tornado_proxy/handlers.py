@@ -276,6 +276,10 @@ class ProxyHandler(RequestHandler):
     def answered(self) -> bool:
         return self._finished or self._headers_written
 
+    @property
+    def ended(self) -> bool:
+        return self._finished
+
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         # RFC 9110 section 15.2: never to a client of HTTP/1.0.
         if self.request.version != "HTTP/1.0":

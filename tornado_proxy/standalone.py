@@ -291,7 +291,7 @@ async def serve(
         clean = False
         logger.warning("drain timeout; %d exchanges are cut off", forwarder.active_exchanges())
         # The log shall have a line for each of these too.
-        await forwarder.close_tunnels()
+        await forwarder.end_exchanges()
     if demo:
         await demo.stop()
     close_clients()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from tornado_proxy.errors import DownstreamClosed, DownstreamTimeout, Phase, ProxyError, UpstreamTimeout
+from tornado_proxy.errors import DownstreamClosed, DownstreamTimeout, HookError, Phase, ProxyError, UpstreamTimeout
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.messages import UpstreamResponse
 from tornado_proxy.options import ProxyOptions
@@ -124,6 +124,9 @@ class Watchdog:
         # Blocked writing downstream since then; None while not.
         self._blocked_since: float | None = None
         self._last_unsent = 0
+        if options.total_timeout is not None:
+            # The others begin with the request.
+            self._enter_nursery()
 
     def request_started(self, upload: BodyPipe | None, upstream: str) -> None:
         """An attempt begins: time its sending and its head."""
@@ -157,6 +160,9 @@ class Watchdog:
         """Forget the blocked write. The timer stays: it looks again when it fires, which is cheaper than moving it."""
         self._blocked_since = None
         self._sent_at = self._loop.time()
+        if self._timer is None:
+            # It has fired while nothing was timed: there is no write_timeout.
+            self._arm()
 
     def grow_up(self) -> None:
         """Get a timer of its own."""
@@ -173,10 +179,12 @@ class Watchdog:
 
     def _enter_nursery(self) -> None:
         global _nursery
-        if _nursery is None or _nursery.loop is not self._loop:
-            _nursery = _Nursery(self._loop)
-        self._nursery = _nursery
-        _nursery.take(self)
+        # Read once: loops of other threads have nurseries too.
+        nursery = _nursery
+        if nursery is None or nursery.loop is not self._loop:
+            nursery = _nursery = _Nursery(self._loop)
+        self._nursery = nursery
+        nursery.take(self)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -220,8 +228,11 @@ class Watchdog:
         found = self._waiting_deadline()
         total = self._options.total_timeout
         if total is not None and (found is None or found[0] > self._started + total):
+            what = f"exchange took more than {total:g} s"
             phase = Phase.HEAD if self.response is None else Phase.BODY
-            found = self._started + total, self._upstream_error(f"exchange took more than {total:g} s", phase)
+            # Until a request was sent, we wait for hooks only.
+            error = self._upstream_error(what, phase) if self.sending else lambda: HookError(what)
+            found = self._started + total, error
         return found
 
     def _waiting_deadline(self) -> tuple[float, Callable[[], ProxyError] | None] | None:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 import pytest
+from tornado.web import Finish, HTTPError
 
 from tests.support.wire import chunk
 from tornado_proxy import ProxyHandler
@@ -469,3 +470,99 @@ class TestBothModesAlike:
         upstream.serve(cut)
         assert (await (await proxy(upstream.url, response_mode="buffer")).get("/x")).status == 502
         assert not (await (await proxy(upstream.url, response_mode="stream")).get("/x")).complete
+
+
+class TestWhatAHookMayDo:
+    """A hook stops the proxying by answering or by raising what Tornado answers; the outcome says what was sent."""
+
+    @MODES
+    @pytest.mark.parametrize("form", ["finish and raise", "raise with a body", "finish and fail"])
+    async def test_finish_is_an_answer_with_the_status_that_was_set(self, proxy, echo, expect_log, mode, form):
+        def refuse(handler, response):
+            handler.set_status(403)
+            if form == "raise with a body":
+                raise Finish(b"no")
+            handler.finish(b"no")
+            if form == "finish and fail":
+                raise RuntimeError("its own fault")
+            raise Finish
+
+        if form == "finish and fail":
+            expect_log("its own fault|after its head")
+        running = await proxy(echo.url, rewrite_response=refuse, response_mode=mode)
+        response = await running.get("/x")
+        outcome = await running.next_outcome()
+        assert (response.status, response.body, response.complete) == (403, b"no", True)
+        assert (outcome.status, outcome.side) == (403, "proxy" if form == "finish and fail" else None)
+
+    async def test_an_answer_that_was_only_flushed_is_ended(self, proxy, echo):
+        async def answer(handler, response):
+            handler.write(b"mine")
+            await handler.flush()
+
+        running = await proxy(echo.url, status_callbacks={200: answer})
+        downstream = await running.connect()
+        for _ in range(2):
+            response = await downstream.exchange("GET", "/x")
+            assert (response.status, response.body, response.complete) == (200, b"mine", True)
+
+    @pytest.mark.parametrize("form", ["raise", "finish"])
+    async def test_filter_request_body_answers_as_the_others_do(self, proxy, upstream, form):
+        def refuse(handler, data):
+            if form == "raise":
+                raise HTTPError(415)
+            handler.set_status(415)
+            handler.finish()
+
+        running = await proxy(upstream.url, filter_request_body=refuse)
+        downstream = await running.ask("POST", "/x", body=b"some body")
+        assert (await downstream.read_response()).status == 415
+        outcome = await running.next_outcome()
+        assert (outcome.status, outcome.side, outcome.bytes_up) == (415, None, 0)
+
+    @MODES
+    async def test_filter_response_body_may_answer_before_the_head(self, proxy, echo, mode):
+        def refuse(handler, data):
+            handler.set_status(403)
+            handler.finish(b"no")
+            return data
+
+        running = await proxy(echo.url, filter_response_body=refuse, response_mode=mode)
+        response = await running.get("/x")
+        assert (response.status, response.body) == (403, b"no")
+        assert (await running.next_outcome()).status == 403
+
+    async def test_filter_response_body_may_end_the_response(self, proxy, upstream):
+        def cut(handler, data):
+            if data == b"two":
+                handler.finish(b"the end")
+            return data
+
+        running = await proxy(upstream.url, filter_response_body=cut)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, CHUNKED)
+        await conn.send_chunk(b"one")
+        await downstream.read_head()
+        assert await downstream.read_body(3) == b"one"
+        await conn.send_chunk(b"two")
+        assert await downstream.read_body() == b"the end"
+        assert (await running.next_outcome()).side is None
+        await conn.closed()
+        # Not a byte stands behind it.
+        await downstream.request("GET", "/next")
+        conn, _ = await upstream.request()
+        await conn.respond(200, body=b"next")
+        assert (await downstream.read_response()).body == b"next"
+
+    @MODES
+    async def test_an_answer_that_becomes_a_204_has_no_length(self, proxy, echo, mode):
+        def empty(handler, response):
+            response.status, response.reason = 204, "No Content"
+
+        running = await proxy(echo.url, rewrite_response=empty, response_mode=mode)
+        downstream = await running.connect()
+        for _ in range(2):
+            response = await downstream.exchange("GET", "/x")
+            assert (response.status, response.header("Content-Length"), response.complete) == (204, None, True)
+            assert (await running.next_outcome()).side is None

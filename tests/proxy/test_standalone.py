@@ -229,6 +229,31 @@ class TestAccessLog:
                 assert (await downstream.exchange("GET", "/elsewhere")).status == 404
             assert " GET /elsewhere 404 0/0 - " in await asyncio.to_thread(proxy.wait_for_line, "GET")
 
+    async def test_has_a_line_for_what_was_cut_off_at_the_end(self, upstream: ScriptedUpstream) -> None:
+        with StandaloneProxy("--to", upstream.url, "--drain-timeout", "0.2", "--access-log", "json") as proxy:
+            async with (
+                await Downstream.connect(proxy.port) as waiting,
+                await Downstream.connect(proxy.port) as reading,
+                await Downstream.connect(proxy.port) as sending,
+            ):
+                await waiting.request("GET", "/waiting")
+                await upstream.request()
+                await reading.request("GET", "/reading")
+                conn, _ = await upstream.request()
+                await conn.send_head(200, [("Content-Length", "10")])
+                await reading.read_head()
+                await sending.send(b"POST /sending HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n12345")
+                conn = await upstream.accept()
+                await conn.read_head()
+                proxy.signal()
+                assert await ended(proxy) == 0
+            lines = [json.loads(line) for line in proxy.output.splitlines() if line.startswith("{")]
+        assert {(line["path"], line["side"], line["status"]) for line in lines} == {
+            ("/waiting", "proxy", 503),
+            ("/reading", "proxy", 200),
+            ("/sending", "proxy", 503),
+        }
+
     async def test_a_full_disk_hurts_nobody(self, echo: EchoUpstream) -> None:
         if not Path("/dev/full").exists():
             pytest.skip("this system has no /dev/full")

@@ -303,3 +303,34 @@ class TestTotalTimeout:
             await asyncio.sleep(LIMIT / 2)
         # Idle between requests is not of any exchange.
         assert (await downstream.exchange("GET", "/x")).status == 200
+
+    async def test_a_hook_that_never_returns_is_cut_too(self, proxy, upstream, expect_log):
+        expect_log("more than 0.3 s")
+        never = asyncio.Event()
+
+        async def choose(handler):
+            await never.wait()
+
+        running = await proxy(choose, total_timeout=LIMIT)
+        with Elapsed():
+            assert (await running.get("/x")).status == 500
+        is_timeout(await running.next_outcome(), "proxy", None, "HookError")
+        assert upstream.accepted == 0
+
+
+class TestWithoutAWriteTimeout:
+    async def test_an_upstream_that_stops_later_is_cut_nevertheless(self, proxy, upstream, expect_log):
+        """While a write is blocked nothing is timed; once it is through, idle_timeout is again."""
+        expect_log("no byte either way for 0.3 s")
+        running = await proxy(upstream.url, write_timeout=None, idle_timeout=LIMIT)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, CHUNKED)
+        await downstream.read_head()
+        await until(send_until_stalled(conn.sock, chunk(PIECE)), "the upstream was held back")
+        # Here time is the subject: the limit passes, and the timer with it.
+        await asyncio.sleep(2 * LIMIT)
+        assert not running.outcomes
+        await downstream.read_until_closed()
+        is_timeout(await running.next_outcome(), "upstream", "body", "UpstreamTimeout")
+        await conn.closed()
