@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 MAX_WAITING = 10_000
 # A write of this size is atomic on a pipe (PIPE_BUF on Linux), so the lines of several processes do not mix.
 MAX_WRITE = 4096
-# Longer paths are cut, so that a line fits into one write even if JSON escapes every character of it.
+# Longer paths, and methods, which are the client's choice too, are cut, so that a line fits into one write even if JSON
+# escapes every character of it.
 MAX_PATH = 512
+MAX_METHOD = 32
 # The writer rests so long after it has caught up. Without a rest it would wake, and take the interpreter from the loop,
 # for every exchange.
 REST = 0.05
@@ -129,7 +131,7 @@ class AccessLog:
         fields: dict[str, Value] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "client": request.remote_ip,
-            "method": request.method,
+            "method": (request.method or "")[:MAX_METHOD],
             # Without the query, which may hold secrets.
             "path": request.path[:MAX_PATH],
             "status": status,

@@ -223,6 +223,16 @@ class TestAccessLog:
         assert (line["status"], line["side"], line["phase"]) == (502, "upstream", "connect")
         assert line["upstream"] == f"http://127.0.0.1:{port}"
 
+    @pytest.mark.parametrize("kind", ["text", "json"])
+    async def test_a_line_is_short_whatever_the_client_sends(self, echo: EchoUpstream, kind: str) -> None:
+        with StandaloneProxy("--to", echo.url, "--access-log", kind) as proxy:
+            async with await Downstream.connect(proxy.port) as downstream:
+                assert (await downstream.exchange("M" * 20_000, "/" + "p" * 20_000)).status == 501
+            line = await asyncio.to_thread(proxy.wait_for_line, "M")
+        assert "/ppp" in line
+        # PIPE_BUF: what several processes write at a time does not mix.
+        assert len(line) < 4096
+
     async def test_has_a_line_for_what_no_mount_takes(self, echo: EchoUpstream) -> None:
         with StandaloneProxy("--mount", f"/api={echo.url}", "--access-log", "text") as proxy:
             async with await Downstream.connect(proxy.port) as downstream:
