@@ -78,6 +78,7 @@ class Watchdog:
 
     __slots__ = (
         "_blocked_since",
+        "_due",
         "_has_left",
         "_last_unsent",
         "_looks",
@@ -111,6 +112,8 @@ class Watchdog:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        # When it fires. Not asked of the timer: uvloop's have no when() if the time has come already.
+        self._due = 0.0
         self._nursery: _Nursery | None = None
         self._stopped = False
         # Looks at a limit that seems to have passed; see _look.
@@ -197,9 +200,9 @@ class Watchdog:
         deadline = self._deadline()
         if deadline is None:
             return
-        if self._timer is None or self._timer.when() > deadline[0]:
+        if self._timer is None or self._due > deadline[0]:
             self._cancel_timer()
-            self._timer = self._loop.call_at(deadline[0], self._look)
+            self._look_at(deadline[0])
 
     def _look(self) -> None:
         self._timer = None
@@ -216,12 +219,16 @@ class Watchdog:
             if self._looks < _SECOND_LOOKS:
                 # Where something has held up the loop, what we wait for may be here and its turn just after ours.
                 self._looks += 1
-                self._timer = self._loop.call_at(now, self._look)
+                self._look_at(now)
                 return
             self._on_timeout(error())
             return
         self._looks = 0
-        self._timer = self._loop.call_at(max(when, now + 0.001), self._look)
+        self._look_at(max(when, now + 0.001))
+
+    def _look_at(self, when: float) -> None:
+        self._due = when
+        self._timer = self._loop.call_at(when, self._look)
 
     def _deadline(self) -> tuple[float, Callable[[], ProxyError] | None] | None:
         """Return when to look again, and the error if nothing has changed by then."""

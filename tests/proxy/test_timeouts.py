@@ -12,6 +12,8 @@ from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, u
 from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk
 from tornado_proxy import forwarder
 from tornado_proxy.messages import Outcome
+from tornado_proxy.options import ProxyOptions
+from tornado_proxy.timeouts import Watchdog
 
 LIMIT = 0.3
 # Seconds that the loop may be late.
@@ -334,3 +336,29 @@ class TestWithoutAWriteTimeout:
         await downstream.read_until_closed()
         is_timeout(await running.next_outcome(), "upstream", "body", "UpstreamTimeout")
         await conn.closed()
+
+
+class TestUvloop:
+    def test_a_limit_that_has_passed_can_still_be_moved(self):
+        """Its timers for times that have come already are handles without a when()."""
+        uvloop = pytest.importorskip("uvloop")
+        errors = []
+
+        async def late() -> None:
+            watchdog = Watchdog(
+                ProxyOptions(upstream="http://h", response_timeout=0.001), errors.append, lambda: 0, lambda: False
+            )
+            try:
+                watchdog.request_started(None, "http://h")
+                await asyncio.sleep(0.01)
+                # Grown up; the limit seems to have passed, and is given another turn.
+                watchdog._nursery._look()
+                watchdog.upload_ended()
+                watchdog._look()
+                watchdog.upload_ended()
+            finally:
+                watchdog.stop()
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(late())
+        assert not errors

@@ -52,9 +52,10 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._active: dict[pycurl.Curl, Transfer] = {}
         self._queue: deque[CurlRequest] = deque()
         self.sockets = SocketWatch(self.loop, self._on_ready, shares=options.http_version != "1.1")
-        # When libcurl wants to be driven, in loop time, and the timer that will do it (at that time or before).
+        # When libcurl wants to be driven, in loop time, and the timer that will do it, due then or before.
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._soon: asyncio.Handle | None = None
         # Tornado's own adds a handle and removes it, so our callbacks run from here on.
         self._closed = False
@@ -182,9 +183,10 @@ class CurlDriver(CurlAsyncHTTPClient):
             self.drive_soon()
         else:
             self._deadline = deadline = self.loop.time() + msecs / 1000
-            if self._timer is None or self._timer.when() > deadline:
+            if self._timer is None or self._due > deadline:
                 if self._timer is not None:
                     self._timer.cancel()
+                self._due = deadline
                 self._timer = self.loop.call_at(deadline, self._on_timer)
 
     def drive_soon(self) -> None:
@@ -197,6 +199,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         if self._deadline is None:
             return
         if self._deadline > self.loop.time():
+            self._due = self._deadline
             self._timer = self.loop.call_at(self._deadline, self._on_timer)
             return
         self._deadline = None
