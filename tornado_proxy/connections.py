@@ -84,7 +84,7 @@ class TornadoConnection:
             # It listens for the end from then on too, and never tells of one that it has seen before.
             on_close = connection._close_callback
             connection.stream.set_close_callback(on_close)
-            if connection.stream.closed() and on_close is not None:
+            if on_close is not None and (connection.stream.closed() or _was_reset(connection.stream)):
                 on_close()
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
@@ -221,6 +221,13 @@ def _half_close(stream: Any) -> None:
     except OSError as exc:
         # The client has gone; the server loop is about to read that.
         log.debug("cannot end our side: %s", exc)
+
+
+def _was_reset(stream: Any) -> bool:
+    """Return whether the connection was reset. libuv, and so uvloop, tells that once and never again: too early."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLERR)
+    return bool(poll.poll(0))
 
 
 def _unread_by_peer(fd: int) -> int:

@@ -13,6 +13,8 @@ from time import monotonic
 import pytest
 
 from tests.support.downstream import Downstream
+from tests.support.proxy import ProxyFactory
+from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import chunk
 from tornado_proxy import forwarder
 
@@ -221,3 +223,25 @@ class TestUpstreamSeesTheEnd:
         assert (await conn.read_request()).target == "/third"
         await conn.respond(200, body=b"third")
         assert (await third.read_response()).body == b"third"
+
+
+class TestUvloop:
+    def test_a_reset_that_came_with_the_request(self):
+        """It tells of a reset once, together with the request's bytes, and not again."""
+        uvloop = pytest.importorskip("uvloop")
+
+        async def leave() -> None:
+            factory = ProxyFactory([])
+            async with ScriptedUpstream() as upstream:
+                running = await factory(upstream.url)
+                downstream = await running.connect()
+                while not getattr(running.server, "_connections", True):
+                    await asyncio.sleep(0)
+                # Nothing is awaited, so the loop does not turn between the two.
+                downstream.sock.send(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+                downstream.reset()
+                assert (await running.next_outcome()).side == "downstream"
+                await factory.stop()
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(leave())
