@@ -41,6 +41,7 @@ _MAX_PASSES = 5
 
 _CONTENT_LENGTH = frozenset({"Content-Length"})
 _NOTHING: frozenset[str] = frozenset()
+_CREDENTIALS = ("Authorization", "Cookie")
 
 
 @dataclass(slots=True)
@@ -87,6 +88,11 @@ def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServer
     assert source.method is not None
     if (left := max_forwards(source.method, source.headers)) is not None:
         headers["Max-Forwards"] = str(left - 1)
+    if source.method == "TRACE":
+        # Whoever answers repeats what it was sent, where a page's script may read it (RFC 9110 section 9.3.8).
+        for name in _CREDENTIALS:
+            if name in headers:
+                del headers[name]
     return headers
 
 

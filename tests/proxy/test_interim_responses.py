@@ -10,7 +10,7 @@ EXPECT = [("Expect", "100-continue"), ("Content-Length", "5")]
 class TestExpectations:
     """The upstream decides whether the body is sent: nobody says 100 in its place."""
 
-    @pytest.mark.parametrize("spelling", ["100-continue", "100-Continue"])
+    @pytest.mark.parametrize("spelling", ["100-continue", "100-Continue", "a-miracle, 100-continue"])
     async def test_the_upstreams_100_lets_the_body_come(self, proxy, upstream, spelling):
         running = await proxy(upstream.url)
         downstream = await running.ask("POST", "/x", [("Expect", spelling), ("Content-Length", "5")])

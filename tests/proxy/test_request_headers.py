@@ -133,6 +133,15 @@ class TestHopByHop:
         assert not response.has("X-One")
         assert response.header("X-Kept") == "1"
 
+    async def test_credentials_are_not_sent_to_be_repeated(self, proxy, echo):
+        """RFC 9110 section 9.3.8."""
+        running = await proxy(echo.url)
+        sent = [("Cookie", "s=1"), ("Authorization", "Basic eA=="), ("X-A", "1")]
+        assert (await running.request("TRACE", "/x", sent)).status == 200
+        assert not echo.requests[-1].has("Cookie")
+        assert not echo.requests[-1].has("Authorization")
+        assert echo.requests[-1].has("X-A")
+
     async def test_end_to_end_fields_cannot_be_removed_by_naming_them(self, proxy, echo):
         running = await proxy(echo.url)
         headers = [
