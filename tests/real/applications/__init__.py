@@ -1,4 +1,4 @@
-"""Applications that a browser talks to over websockets, behind a prefix: JupyterLab, Streamlit, marimo, Vite.
+"""Applications in a browser, behind a prefix: JupyterLab, Streamlit, marimo and Vite by websocket, Gradio by events.
 
 They start slowly, so they run only when asked for, each where its command is found::
 

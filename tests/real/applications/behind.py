@@ -52,6 +52,8 @@ class Behind:
         self._proxy = proxy
         self._processes: list[subprocess.Popen[bytes]] = []
         self._running: RunningProxy | None = None
+        # Whether the application uses any.
+        self.websockets = True
         # Of each tunnel that has ended: its path, and how.
         self.tunnels: list[tuple[str, Outcome]] = []
 
@@ -60,13 +62,14 @@ class Behind:
         program = shutil.which(command)
         assert program is not None
         port = free_port()
+        settings = {name: value.replace("{port}", str(port)) for name, value in (env or {}).items()}
         log = self.directory.parent / f"{command}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [program, *(argument.replace("{port}", str(port)) for argument in arguments)],
                 cwd=self.directory,
                 # Its settings are nobody's but its own.
-                env={**os.environ, "HOME": str(self.directory.parent), **(env or {})},
+                env={**os.environ, "HOME": str(self.directory.parent), **settings},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -96,10 +99,11 @@ class Behind:
             self.tunnels.append((handler.request.path, outcome))
 
     async def check_tunnels(self) -> None:
-        """Fail unless something passed both ways through a tunnel, and no tunnel broke."""
+        """Fail unless bytes passed both ways through a tunnel, where one is used, and the upstream broke none."""
         assert self._running is not None
         await self._running.stop()
-        assert any(outcome.bytes_up and outcome.bytes_down for _, outcome in self.tunnels), self.tunnels
+        used = any(outcome.bytes_up and outcome.bytes_down for _, outcome in self.tunnels)
+        assert used == self.websockets, self.tunnels
         assert [(path, outcome.error) for path, outcome in self.tunnels if outcome.side == "upstream"] == []
 
     async def stop(self) -> None:
