@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from tornado_proxy import handshake
+from tornado_proxy import handshake, responses
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing
 from tornado_proxy.handshake import accept_value, head_bytes, wants_upgrade
 
@@ -93,13 +93,13 @@ class TestTheHeadWeSend:
 
 class TestTheHeadWeRead:
     def test_gives_its_parts(self):
-        head = handshake._parse_head(b"HTTP/1.1 101 Go on\r\nA: 1\r\nA:2 \r\nB:\r\n\r\n")
+        head = responses.parse_head(b"HTTP/1.1 101 Go on\r\nA: 1\r\nA:2 \r\nB:\r\n\r\n")
         assert (head.version, head.status, head.reason) == ("HTTP/1.1", 101, "Go on")
         assert list(head.headers.get_all()) == [("A", "1"), ("A", "2"), ("B", "")]
 
     @pytest.mark.parametrize("line", [b"HTTP/1.1 200", b"HTTP/1.0 404 "])
     def test_a_reason_may_be_missing(self, line):
-        assert handshake._parse_head(line + b"\r\n\r\n").reason == ""
+        assert responses.parse_head(line + b"\r\n\r\n").reason == ""
 
     @pytest.mark.parametrize(
         "raw",
@@ -121,7 +121,7 @@ class TestTheHeadWeRead:
     )
     def test_what_could_be_read_twice_is_refused(self, raw):
         with pytest.raises(ValueError, match="sent an invalid"):
-            handshake._parse_head(raw)
+            responses.parse_head(raw)
 
 
 class TestTheSwitch:
@@ -129,7 +129,7 @@ class TestTheSwitch:
     GOOD = (("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Accept", accept_value(KEY)))
 
     def check(self, *pairs, version="HTTP/1.1", keys=(KEY,)):
-        handshake._check_switch(handshake._Head(version, 101, "", fields(*pairs)), list(keys))
+        handshake._check_switch(responses.Head(version, 101, "", fields(*pairs)), list(keys))
 
     def test_a_valid_one_passes(self):
         self.check(*self.GOOD)
@@ -159,8 +159,8 @@ class TestTheBody:
         reader = asyncio.StreamReader()
         reader.feed_data(raw)
         reader.feed_eof()
-        head = handshake._Head(version, status, "", fields(*pairs))
-        return b"".join([chunk async for chunk in handshake._body(head, reader)])
+        head = responses.Head(version, status, "", fields(*pairs))
+        return b"".join([chunk async for chunk in responses.read_body("GET", head, reader)])
 
     async def test_ends_by_its_length(self):
         assert await self.read(b"no, and more", ("Content-Length", "2")) == b"no"
