@@ -1,6 +1,7 @@
 """The order of the modules: each imports only from those above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,14 @@ LAYERS = [
     ["server"],
     ["flow"],
     ["messages"],
-    ["clients.base"],
+    ["responses"],
+    ["clients.base", "clients.dial"],
     ["clients.curl.options", "clients.curl.sockets"],
     ["clients.curl.transfer"],
     ["clients.curl.driver"],
     ["clients.curl"],
+    ["clients.settings", "clients.transfers"],
+    ["clients.simple", "clients.httpx", "clients.aiohttp", "clients.fake"],
     ["clients"],
     ["options"],
     ["timeouts", "heads", "downstream", "tunnel"],
@@ -81,9 +85,18 @@ class TestLayers:
         below = [other for other in imports(MODULES[name]) if RANK[other] >= RANK[name]]
         assert below == []
 
-    def test_only_the_curl_client_imports_pycurl(self):
-        users = [name for name, path in MODULES.items() if "import pycurl" in path.read_text(encoding="utf-8")]
-        assert users == ["clients.curl.driver", "clients.curl.transfer"]
+    @pytest.mark.parametrize(
+        ("library", "users"),
+        [
+            ("pycurl", ["clients.curl.driver", "clients.curl.transfer"]),
+            ("httpx", ["clients.httpx"]),
+            ("aiohttp", ["clients.aiohttp"]),
+            ("yarl", ["clients.aiohttp"]),
+        ],
+    )
+    def test_a_library_is_imported_by_its_client_only(self, library, users):
+        imported = re.compile(rf"^\s*(?:import|from) {library}\b", re.MULTILINE)
+        assert [name for name, path in MODULES.items() if imported.search(path.read_text(encoding="utf-8"))] == users
 
     def test_the_forwarder_knows_no_handler(self):
         assert "tornado.web" not in MODULES["forwarder"].read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.routing import PathMatches, RuleRouter
 from tornado.web import RequestHandler, stream_request_body
 
-from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
+from tornado_proxy.clients import default_client, shared_client
 from tornado_proxy.connections import server_connection
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError, TunnelClosed
 from tornado_proxy.forwarder import Exchange, refuse
@@ -155,7 +155,7 @@ class ProxyHandler(RequestHandler):
             await refuse(self, error)
             return
         settings_client = self.settings.get("proxy_client")
-        client = shared_client(options.client or settings_client or DEFAULT_CLIENT, options.client_options)
+        client = shared_client(options.client or settings_client or default_client(), options.client_options)
         self._exchange = exchange = Exchange(self, options, client, inbound)
         if self._stream_request_body:
             self._receive_body(exchange.upload is not None)

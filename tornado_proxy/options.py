@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from tornado_proxy.clients import DEFAULT_CLIENT, check_client
+from tornado_proxy.clients import NAMES, check_client, default_client
 from tornado_proxy.clients.base import HTTPClient
 from tornado_proxy.framing import is_token
 from tornado_proxy.urls import normalized_origin, parse_upstream
@@ -100,7 +100,7 @@ class ProxyOptions:
     """
 
     upstream: Any = field(metadata={"help": "URL, or a function of zero or one argument (the handler)", "cli": None})
-    client: Any = _option(None, "HTTP client: curl", str)
+    client: Any = _option(None, f"HTTP client: {', '.join(NAMES)}", str)
     client_options: dict[str, Any] = _option({}, "options of the client, as name=value,name=value", _pairs)
     response_mode: ResponseMode = _option(ResponseMode.STREAM, "stream or buffer", str)
     stream_headers_mode: HeadersMode = _option(HeadersMode.REPLACE, "replace or prepend, when streaming", str)
@@ -386,5 +386,7 @@ def _check_client(client: Any, client_options: Any) -> None:
     if not isinstance(client, str | HTTPClient | None) and not (
         isinstance(client, type) and issubclass(client, HTTPClient)
     ):
-        raise OptionError(f"client {client!r} is not a client; write 'curl', an HTTPClient, or a class of one")
-    check_client(DEFAULT_CLIENT if client is None else client, client_options)
+        raise OptionError(
+            f"client {client!r} is not a client; write a name such as 'curl', an HTTPClient, or a class of one"
+        )
+    check_client(default_client() if client is None else client, client_options)

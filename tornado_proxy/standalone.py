@@ -294,7 +294,7 @@ async def serve(
         await forwarder.end_exchanges()
     if demo:
         await demo.stop()
-    close_clients()
+    await close_clients()
     if log:
         log.close()
     return clean

@@ -184,7 +184,7 @@ class ProxyFactory:
             await running.stop()
         await self._check_tasks()
         await self._check_upstreams()
-        close_clients()
+        await close_clients()
 
     async def _check_tasks(self) -> None:
         """Every task that the proxy started has ended."""

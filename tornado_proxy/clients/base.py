@@ -3,8 +3,47 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a client can do of what not every client can. What is false here is a limitation that its users must know.
+
+    The contract suite holds each client to exactly its record, and options that need what is missing fail at start-up.
+    """
+
+    # -- bodies
+    # The response's head is returned, and its body passes, while the upstream still sends.
+    streams_response: bool = True
+    # An upload waits for the upstream to take it, so that memory is bounded whatever its size.
+    upload_backpressure: bool = True
+    # An answer is seen while the upload still runs; without this, only when the upload is done or broken off.
+    early_response: bool = True
+
+    # -- the wire
+    # Path and query go out byte for byte, whatever printable ASCII they hold.
+    raw_target: bool = True
+    # Bytes above 0x7F that are not UTF-8 pass in the target, and in values of fields; without these, 400.
+    eight_bit_target: bool = True
+    eight_bit_fields: bool = True
+    # on_interim is told of responses such as 103 (Early Hints).
+    interim: bool = True
+    # The upstream is asked before a body is sent; without this, the downstream is told to send it at once.
+    expect_continue: bool = True
+
+    # -- connections
+    # They are kept and used again.
+    keep_alive: bool = True
+    # fresh_connection is heeded.
+    fresh_connection: bool = True
+    # It never sends a request twice, however its connection ended.
+    sends_once: bool = True
+    unix_socket: bool = True
+    http2: bool = False
+    http3: bool = False
 
 
 class HTTPClient(abc.ABC):
@@ -14,6 +53,9 @@ class HTTPClient(abc.ABC):
     the request target. It never retries by itself a request that the upstream may have seen (RFC 9110 section 9.2.2).
     An instance belongs to one event loop.
     """
+
+    # Of the class; an instance may have one of its own.
+    capabilities = Capabilities()
 
     @abc.abstractmethod
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
@@ -30,3 +72,6 @@ class HTTPClient(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """End all transfers and connections. Idempotent."""
+
+    async def wait_closed(self) -> None:  # noqa: B027
+        """Return once what :meth:`close` began is done: for clients that cannot close a connection at once."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tornado_proxy.clients.base import HTTPClient
+from tornado_proxy.clients.base import Capabilities, HTTPClient
 from tornado_proxy.clients.curl.driver import CurlDriver
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.transfer import CurlRequest, Transfer
@@ -31,6 +31,8 @@ __all__ = ["CurlClient", "CurlOptions"]
 
 class CurlClient(HTTPClient):
     """The default client. Constructed inside a running event loop, to which it then belongs."""
+
+    capabilities = Capabilities(http2=True, http3=True)
 
     def __init__(self, **options: Any) -> None:
         self._driver: CurlDriver = CurlDriver(force_instance=True, options=CurlOptions.parse(options))
