@@ -1,11 +1,14 @@
 """Any ``aiohttp.ClientSession`` as the upstream client.
 
 Of a session that is given, its connector, auth, middlewares and tracing take part; its default headers and cookies do
-not. A middleware of ours, before those, gives each request exactly the fields that it shall have.
+not. A middleware of ours, before those, sees to it that each request goes out once and exactly as it shall.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import select
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,9 +29,11 @@ from tornado_proxy.errors import (
     InvalidResponse,
     Phase,
     ProxyError,
+    Retry,
     UpstreamClosed,
     UpstreamError,
 )
+from tornado_proxy.flow import BodyPipe
 from tornado_proxy.urls import parse_upstream
 
 # What aiohttp would add by itself.
@@ -36,6 +41,8 @@ _INVENTED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 # Bytes of a line of a head, and lines; aiohttp's own limits are lower than what passes elsewhere here.
 _MAX_LINE = 64 * 1024
 _MAX_LINES = 1000
+# Seconds between looks at whether the connection of a silent response is still there.
+_LOOK = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +81,7 @@ class AiohttpClient(TaskClient):
         self._make = session if callable(session) else self._make_session
         self._ours = not given
         if session is not None:
-            # aiohttp repeats idempotent requests (PUT and DELETE among them) when a kept-alive connection dies.
-            self.capabilities = replace(self.capabilities, sends_once=False, unix_socket=False)
+            self.capabilities = replace(self.capabilities, unix_socket=False)
 
     @staticmethod
     def check_options(options: dict[str, Any]) -> None:
@@ -85,28 +91,13 @@ class AiohttpClient(TaskClient):
     async def transfer(self, transfer: Transfer) -> None:
         if self._session is None:
             self._session = self._make()
-        session, request = self._session, transfer.request
-        fields = [(name, _utf8(value)) for name, value in transfer.fields]
-
-        async def exact(
-            message: aiohttp.ClientRequest, send: Callable[[aiohttp.ClientRequest], Any]
-        ) -> aiohttp.ClientResponse:
-            headers = message.headers
-            authorization = headers.get("Authorization")
-            headers.clear()
-            headers.extend(fields)
-            if authorization is not None and "Authorization" not in headers:
-                headers["Authorization"] = authorization
-            # aiohttp's own is upper case.
-            message.method = request.method
-            response: aiohttp.ClientResponse = await send(message)
-            return response
-
-        response = await session.request(
+        request = transfer.request
+        gate = _Gate(transfer)
+        response = await self._session.request(
             request.method,
             _exact_url(transfer),
-            # So that aiohttp does not chunk; the rest is said by the middleware.
-            headers=[field for field in fields if field[0] == "Content-Length"],
+            # So that aiohttp does not chunk; the rest is said by the gate.
+            headers=[field for field in gate.fields if field[0] == "Content-Length"],
             skip_auto_headers=_INVENTED,
             data=None if request.body is None else _upload(transfer),
             allow_redirects=False,
@@ -116,18 +107,20 @@ class AiohttpClient(TaskClient):
             max_line_size=_MAX_LINE,
             max_field_size=_MAX_LINE,
             max_headers=_MAX_LINES,
-            middlewares=(exact, *session._middlewares),
+            # Ours first: what those of a session add, an Authorization perhaps, is meant.
+            middlewares=(gate, *self._session._middlewares),
         )
         try:
             headers = HTTPHeaders()
             for name, value in response.raw_headers:
                 headers.add(name.decode("latin-1"), value.decode("latin-1"))
             if not 200 <= response.status < 600:
+                gate.cut()
                 raise ValueError(f"answered with status {response.status}")
             version = response.version
             spelled = "HTTP/1.1" if version is None else f"HTTP/{version.major}.{version.minor}"
             transfer.begin(response.status, response.reason or "", headers, spelled)
-            async for chunk in response.content.iter_any():
+            while chunk := await gate.read(response.content):
                 await transfer.write(chunk)
         finally:
             # Where both messages are complete, the connection was given back before this.
@@ -172,10 +165,80 @@ class AiohttpClient(TaskClient):
             connector = aiohttp.TCPConnector(
                 limit=0, ssl=settings.context(), ttl_dns_cache=60, keepalive_timeout=settings.max_idle_seconds
             )
-        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
-        # No argument says this: see sends_once.
-        session._retry_connection = False
-        return session
+        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+
+
+class _Gate:
+    """A middleware that every request passes, so that it goes out once, exactly as it shall, on a sound connection."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        self.fields = [(name, _utf8(value)) for name, value in transfer.fields]
+        self._connection: Any = None
+        self._protocol: Any = None
+
+    async def __call__(
+        self, message: aiohttp.ClientRequest, send: Callable[[aiohttp.ClientRequest], Any]
+    ) -> aiohttp.ClientResponse:
+        if self._connection is not None:
+            # aiohttp repeats idempotent requests, PUT and DELETE among them, when a kept-alive connection dies.
+            raise UpstreamClosed(
+                f"upstream {self._transfer.origin} closed without an answer",
+                phase=Phase.HEAD,
+                upstream=self._transfer.origin,
+            )
+        headers = message.headers
+        authorization = headers.get("Authorization")
+        headers.clear()
+        headers.extend(self.fields)
+        if authorization is not None and "Authorization" not in headers:
+            headers["Authorization"] = authorization
+        # aiohttp's own is upper case.
+        message.method = self._transfer.request.method
+        write_to = message.send
+
+        async def send_if_quiet(connection: Any) -> aiohttp.ClientResponse:
+            """Refuse a connection on which something waits: it would be taken for the answer."""
+            self._connection = connection
+            if connection.protocol.should_close or _readable(connection.transport):
+                error = UpstreamClosed(
+                    f"upstream {self._transfer.origin} closed a kept-alive connection",
+                    phase=Phase.CONNECT,
+                    upstream=self._transfer.origin,
+                )
+                # Not a byte has left.
+                error.retry = Retry.ALWAYS
+                raise error
+            self._protocol = connection.protocol
+            return await write_to(connection)
+
+        setattr(message, "send", send_if_quiet)  # noqa: B010
+        response: aiohttp.ClientResponse = await send(message)
+        return response
+
+    async def read(self, content: aiohttp.StreamReader) -> bytes:
+        """Return the next piece of the body. aiohttp tells nobody of a chunk that is none: it only closes."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    return await content.readany()
+            if self._connection.closed and not content.is_eof() and content.exception() is None:
+                raise ValueError("sent a body that cannot be read")
+
+    def cut(self) -> None:
+        """Close the connection, also where aiohttp has taken it back already."""
+        if self._protocol.transport is not None:
+            self._protocol.transport.abort()
+
+
+def _readable(transport: asyncio.Transport | None) -> bool:
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is None or transport is None or transport.get_extra_info("sslcontext") is not None:
+        # Under TLS there are records that are nobody's answer, session tickets above all.
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _exact_url(transfer: Transfer) -> yarl.URL:
@@ -195,5 +258,8 @@ def _utf8(text: str) -> str:
 
 
 async def _upload(transfer: Transfer) -> AsyncIterator[bytes]:
+    if isinstance(transfer.request.body, BodyPipe):
+        # Makes aiohttp send the head, which it would keep until there is a body to go with it.
+        yield b""
     async for piece in transfer.upload():
         yield piece

@@ -39,8 +39,6 @@ class Capabilities:
     keep_alive: bool = True
     # fresh_connection is heeded.
     fresh_connection: bool = True
-    # It never sends a request twice, however its connection ended.
-    sends_once: bool = True
     unix_socket: bool = True
     http2: bool = False
     http3: bool = False

@@ -370,6 +370,9 @@ class Transfer:
 
     def _map_error(self, errno: int, message: str) -> ProxyError:
         kind, phase = _ERRORS.get(errno, (UpstreamError, None))
+        if errno == pycurl.E_RECV_ERROR and "chunk" in message:
+            # libcurl has one code for a connection that broke and for a chunk that is none.
+            kind = InvalidResponse
         if phase is None:
             phase = Phase.HEAD if self.response is None else Phase.BODY
         return kind(
