@@ -25,6 +25,8 @@ from tornado_proxy.messages import Outcome
 
 # Which server is in front: Tornado's, as in app.listen(), or ours, as in the standalone proxy.
 SERVER = os.environ.get("TORNADO_PROXY_TEST_SERVER", "tornado")
+# Which client goes to the upstream where a test names none; None is the default one.
+CLIENT = os.environ.get("TORNADO_PROXY_TEST_CLIENT")
 OnDone = Callable[..., Any]
 TESTS = str(Path(__file__).resolve().parents[1])
 
@@ -44,7 +46,7 @@ class RunningProxy:
         self._downstreams: list[Downstream] = []
 
     def start(self, rules: Sequence[Any], app_settings: dict[str, Any], server_options: dict[str, Any]) -> None:
-        settings = {"log_function": self._log, **app_settings}
+        settings = {"log_function": self._log, **({"proxy_client": CLIENT} if CLIENT else {}), **app_settings}
         self.app = tornado.web.Application(list(rules), **settings)
         self.server: Any
         if SERVER == "tornado":

@@ -34,6 +34,8 @@ class Transfer:
         self.response: UpstreamResponse | None = None
         # Why the upload ended early: it outranks what the library made of that.
         self.upload_error: ProxyError | None = None
+        # What runs it; None before and after.
+        self.task: asyncio.Task[None] | None = None
         self.started = monotonic()
         self._expecting = request.expect_continue
 
@@ -99,18 +101,17 @@ class Transfer:
 
     def begin(self, status: int, reason: str, headers: HTTPHeaders, version: str = "HTTP/1.1") -> None:
         """The head is complete: :meth:`HTTPClient.send` returns."""
-        task = asyncio.current_task()
-        assert task is not None
-
-        def abort() -> None:
-            task.cancel()
-
         self.response = UpstreamResponse(
-            status, reason, headers, self.stream, self.origin, version=version, on_abort=abort
+            status, reason, headers, self.stream, self.origin, version=version, on_abort=self.abort
         )
         self.response.timings["head"] = monotonic() - self.started
         if not self.head.done():
             self.head.set_result(self.response)
+
+    def abort(self) -> None:
+        """End it, wherever it is."""
+        if self.task is not None:
+            self.task.cancel()
 
     async def write(self, chunk: bytes) -> None:
         """Pass on a piece of the body; return when there is room for the next."""
@@ -124,8 +125,9 @@ class Transfer:
         """It is over. The body is complete, or broken."""
         if self.response is not None:
             self.response.timings["upstream"] = monotonic() - self.started
-            # What refers to itself in a circle waits for the garbage collector.
             self.response.on_abort = None
+        # What refers to itself in a circle waits for the garbage collector.
+        self.task = None
         if error is None:
             self.stream.close()
         elif self.response is not None:
@@ -155,7 +157,7 @@ class TaskClient(HTTPClient):
         if self._closed:
             raise UpstreamError("client is closed")
         transfer = Transfer(request)
-        task = asyncio.create_task(self._run(transfer))
+        transfer.task = task = asyncio.create_task(self._run(transfer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
