@@ -96,6 +96,16 @@ async def read_body(method: str, head: Head, reader: asyncio.StreamReader) -> As
         return
     while piece := await reader.read(_READ_SIZE):
         yield piece
+    if (broken := getattr(reader, "broken", None)) is not None:
+        raise broken
+
+
+def keeps_alive(method: str, head: Head) -> bool:
+    """Return whether the connection may be used again behind this answer to ``method`` (RFC 9112 section 9.3)."""
+    if head.version != "HTTP/1.1" or "close" in members(head.headers, "Connection"):
+        return False
+    framed = "Transfer-Encoding" in head.headers or "Content-Length" in head.headers
+    return framed or not response_may_have_body(method, head.status)
 
 
 def blamed(exc: Exception, origin: str, phase: Phase) -> ProxyError:

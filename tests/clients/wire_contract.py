@@ -58,7 +58,7 @@ async def full_backlog() -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def tls_server(certificates: Any) -> AsyncIterator[str]:
+async def tls_server(certificates: Any, *, cut: bool = False) -> AsyncIterator[str]:
     """Give the URL of a server whose certificate only our own authority vouches for."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.chain, certificates.key)
@@ -66,8 +66,9 @@ async def tls_server(certificates: Any) -> AsyncIterator[str]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-            await reader.read()
+            writer.write(b"HTTP/1.1 200 OK\r\n" + (b"" if cut else b"Content-Length: 5\r\n") + b"\r\nhello")
+            if not cut:
+                await reader.read()
         writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
@@ -111,6 +112,37 @@ class Errors(Suite):
         async with tls_server(certificates) as url:
             response = await within(client.send(request_for("GET", url)), "the response")
             assert await response.read() == b"hello"
+
+    async def test_a_body_that_is_cut_under_tls(self, make_client, certificates):
+        client = make_client(ca_certs=str(certificates.root))
+        async with tls_server(certificates, cut=True) as url:
+            response = await within(client.send(request_for("GET", url)), "the response")
+            body, error = await within(collected(response), "the end")
+        assert body == b"hello"
+        assert isinstance(error, UpstreamClosed) if client.capabilities.sees_tls_cut else error is None
+
+    async def test_an_answer_to_an_upload_that_is_refused(self, client, can, upstream):
+        pipe = BodyPipe(64 * 1024)
+        sending = asyncio.ensure_future(client.send(request_for("POST", upstream.url, pipe)))
+        conn = await upstream.accept()
+        await conn.read_head()
+        pipe.write(b"x" * 1024)
+        await conn.read_body(1)
+        # Closed with the upload unread, so that the connection is reset.
+        await conn.respond(413, [("Connection", "close")], b"too large")
+        conn.close()
+        while not sending.done() and not pipe.ended:
+            if (room := pipe.write(b"x" * 1024)) is not None:
+                await asyncio.wait([room, sending], timeout=1, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)
+        try:
+            response = await sending
+        except UpstreamClosed:
+            # Declared: the answer is looked for only when nothing more can be sent, and then it may be gone.
+            assert not can.early_response
+        else:
+            assert response.status == 413
+            response.abort()
 
     async def test_no_answer(self, client, upstream):
         sending = asyncio.ensure_future(failure_of(client, request_for("GET", upstream.url)))

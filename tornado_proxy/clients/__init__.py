@@ -42,7 +42,7 @@ def default_client() -> str:
     try:
         client_class(DEFAULT_CLIENT)
     except ValueError:
-        log.warning("pycurl is not installed; the simple client is used, which keeps no connections")
+        log.warning("pycurl is not installed; the simple client, which is slower, is used in its place")
         return "simple"
     return DEFAULT_CLIENT
 

@@ -19,7 +19,7 @@ from aiohttp import http_exceptions
 from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.clients.base import Capabilities
-from tornado_proxy.clients.dial import connect_phase
+from tornado_proxy.clients.dial import connect_phase, ready
 from tornado_proxy.clients.settings import Settings
 from tornado_proxy.clients.transfers import TaskClient, Transfer
 from tornado_proxy.errors import (
@@ -65,6 +65,7 @@ class AiohttpClient(TaskClient):
         eight_bit_fields=False,
         interim=False,
         expect_continue=False,
+        sees_tls_cut=False,
         fresh_connection=False,
     )
 
@@ -200,7 +201,10 @@ class _Gate:
         async def send_if_quiet(connection: Any) -> aiohttp.ClientResponse:
             """Refuse a connection on which something waits: it would be taken for the answer."""
             self._connection = connection
-            if connection.protocol.should_close or _readable(connection.transport):
+            transport = connection.transport
+            # Under TLS there are records that are nobody's answer, session tickets above all.
+            plain = transport.get_extra_info("sslcontext") is None
+            if connection.protocol.should_close or (plain and ready(transport, select.POLLIN)):
                 error = UpstreamClosed(
                     f"upstream {self._transfer.origin} closed a kept-alive connection",
                     phase=Phase.CONNECT,
@@ -229,16 +233,6 @@ class _Gate:
         """Close the connection, also where aiohttp has taken it back already."""
         if self._protocol.transport is not None:
             self._protocol.transport.abort()
-
-
-def _readable(transport: asyncio.Transport | None) -> bool:
-    sock = transport.get_extra_info("socket") if transport is not None else None
-    if sock is None or transport is None or transport.get_extra_info("sslcontext") is not None:
-        # Under TLS there are records that are nobody's answer, session tickets above all.
-        return False
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _exact_url(transfer: Transfer) -> yarl.URL:

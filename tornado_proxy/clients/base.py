@@ -39,6 +39,8 @@ class Capabilities:
     keep_alive: bool = True
     # fresh_connection is heeded.
     fresh_connection: bool = True
+    # A body that only the connection's end delimits, cut under TLS without the end that TLS has, is known for cut.
+    sees_tls_cut: bool = True
     unix_socket: bool = True
     http2: bool = False
     http3: bool = False

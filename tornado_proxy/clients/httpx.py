@@ -55,7 +55,12 @@ class HttpxClient(TaskClient):
     """
 
     capabilities = Capabilities(
-        early_response=False, eight_bit_target=False, interim=False, expect_continue=False, http2=True
+        early_response=False,
+        eight_bit_target=False,
+        interim=False,
+        expect_continue=False,
+        sees_tls_cut=False,
+        http2=True,
     )
 
     def __init__(self, client: httpx.AsyncClient | None = None, **options: Any) -> None:

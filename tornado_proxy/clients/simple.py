@@ -1,23 +1,26 @@
 """A client in pure Python: nothing but asyncio and our own strict reader of responses.
 
 For where pycurl is missing. Tornado's ``SimpleAsyncHTTPClient`` is the model and not the base: it adds fields of its
-own, holds bodies to 100 MB, refuses trailers and chunk extensions, and cannot be cancelled in the middle of a TLS
-handshake. One connection for each request, closed behind it.
+own, holds bodies to 100 MB, refuses trailers and chunk extensions, keeps no connection, and cannot be cancelled in the
+middle of a TLS handshake.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from tornado_proxy.clients.base import Capabilities
-from tornado_proxy.clients.dial import dial
-from tornado_proxy.clients.settings import Settings
+from tornado_proxy.clients.dial import Reader, dial, ready
+from tornado_proxy.clients.settings import PoolSettings
 from tornado_proxy.clients.transfers import TaskClient, Transfer
-from tornado_proxy.errors import Phase, ProxyError, Retry, UpstreamError
+from tornado_proxy.errors import Phase, ProxyError, UpstreamError
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.responses import FAULTS, MAX_HEAD, MAX_INTERIM, Head, blamed, read_body, read_head
+from tornado_proxy.responses import FAULTS, MAX_HEAD, MAX_INTERIM, Head, blamed, keeps_alive, read_body, read_head
 
 # Bytes that may wait for the kernel before an upload waits.
 _HIGH_WATER = 64 * 1024
@@ -26,43 +29,53 @@ _HIGH_WATER = 64 * 1024
 _CONTINUE_TIMEOUT = 1.0
 
 
-class SimpleClient(TaskClient):
-    """Pure Python, HTTP/1.1, no connection used twice."""
+@dataclass(slots=True)
+class _Idle:
+    """A connection between two requests."""
 
-    capabilities = Capabilities(keep_alive=False)
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    since: float
+
+    def is_sound(self, max_idle: float) -> bool:
+        """Return whether it may be used: it is open, and no byte waits on it that would be nobody's answer."""
+        transport = self.writer.transport
+        if transport.is_closing() or self.reader.at_eof() or monotonic() - self.since > max_idle:
+            return False
+        # Read ahead or still in the kernel. Under TLS the latter may be a session ticket.
+        if self.reader._buffer:  # type: ignore[attr-defined]
+            return False
+        return transport.get_extra_info("sslcontext") is not None or not ready(transport, select.POLLIN)
+
+
+class SimpleClient(TaskClient):
+    """Pure Python, HTTP/1.1."""
+
+    capabilities = Capabilities(sees_tls_cut=False)
 
     def __init__(self, **options: Any) -> None:
-        self._settings = Settings.parse("simple", options)
+        self._settings = PoolSettings.parse("simple", options)
         super().__init__(self._settings.max_clients)
+        # Connections that wait for a request, by origin, the most recently used last.
+        self._idle: dict[str, list[_Idle]] = {}
 
     @staticmethod
     def check_options(options: dict[str, Any]) -> None:
         """Raise ``ValueError``, naming the option and the cure, unless these can be passed to the constructor."""
-        Settings.parse("simple", options)
+        PoolSettings.parse("simple", options)
 
     def blame(self, exc: Exception, transfer: Transfer) -> ProxyError:
         if isinstance(exc, FAULTS):
-            error = blamed(exc, transfer.origin, transfer.phase)
-            if not isinstance(exc, ProxyError):
-                # Not a kept-alive connection, so it was not stale: what happened once may happen again.
-                error.retry = Retry.NEVER
-            return error
+            return blamed(exc, transfer.origin, transfer.phase)
         return UpstreamError(f"upstream {transfer.origin}: {exc!r}", phase=transfer.phase, upstream=transfer.origin)
 
     async def transfer(self, transfer: Transfer) -> None:
-        settings, request = self._settings, transfer.request
-        context = settings.context() if transfer.origin.startswith("https:") else None
-        reader, writer = await dial(
-            transfer.origin,
-            transfer.connect_timeout,
-            context=context,
-            unix_socket=settings.unix_socket,
-            limit=MAX_HEAD,
-        )
-        writer.transport.set_write_buffer_limits(high=_HIGH_WATER)
+        request = transfer.request
+        reader, writer = await self._connection(transfer)
         # Set when the body may go: at once, when the upstream asks for it, or when it says nothing.
         asked = asyncio.Event()
         sending = asyncio.create_task(self._send(transfer, writer, asked))
+        reusable = False
         try:
             head = await self._final_head(transfer, reader, asked)
             if request.expect_continue and not asked.is_set():
@@ -72,17 +85,62 @@ class SimpleClient(TaskClient):
             transfer.begin(head.status, head.reason, head.headers.copy(), head.version)
             async for piece in read_body(request.method, head, reader):
                 await transfer.write(piece)
+            reusable = (
+                sending.done() and not sending.cancelled() and sending.result() and keeps_alive(request.method, head)
+            )
         finally:
             sending.cancel()
-            # Nothing is lost: either both messages are complete, or the one that is not shall be seen to break off.
-            writer.transport.abort()
+            if reusable:
+                self._keep(transfer.origin, _Idle(reader, writer, monotonic()))
+            else:
+                # Nothing is lost: either both messages are complete, or the one that is not shall be seen to break off.
+                writer.transport.abort()
 
-    async def _send(self, transfer: Transfer, writer: asyncio.StreamWriter, asked: asyncio.Event) -> None:
+    async def release(self) -> None:
+        for waiting in self._idle.values():
+            for idle in waiting:
+                idle.writer.transport.abort()
+        self._idle.clear()
+
+    async def _connection(self, transfer: Transfer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        settings = self._settings
+        waiting = self._idle.get(transfer.origin)
+        while waiting and not transfer.request.fresh_connection:
+            idle = waiting.pop()
+            if idle.is_sound(settings.max_idle_seconds):
+                return idle.reader, idle.writer
+            idle.writer.transport.abort()
+        context = settings.context() if transfer.origin.startswith("https:") else None
+        reader, writer = await dial(
+            transfer.origin,
+            transfer.connect_timeout,
+            context=context,
+            unix_socket=settings.unix_socket,
+            limit=MAX_HEAD,
+            reader_class=Reader,
+        )
+        writer.transport.set_write_buffer_limits(high=_HIGH_WATER)
+        return reader, writer
+
+    def _keep(self, origin: str, idle: _Idle) -> None:
+        """Keep a connection for the next request, and no more than are allowed: the oldest go."""
+        self._idle.setdefault(origin, []).append(idle)
+        every = [(other.since, name) for name, waiting in self._idle.items() for other in waiting]
+        if len(every) > self._settings.max_idle_connections:
+            _, oldest = min(every)
+            self._idle[oldest].pop(0).writer.transport.abort()
+        self._idle = {name: waiting for name, waiting in self._idle.items() if waiting}
+
+    async def _send(self, transfer: Transfer, writer: asyncio.StreamWriter, asked: asyncio.Event) -> bool:
+        """Send the request; return whether all of it is sent."""
         request = transfer.request
         fields = transfer.fields
         if request.expect_continue:
             fields.append(("Expect", "100-continue"))
-        lines = [f"{request.method} {transfer.target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
+        lines = [
+            f"{request.method} {transfer.target} HTTP/1.1",
+            *(f"{name}: {value}" if value else f"{name}:" for name, value in fields),
+        ]
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if request.expect_continue:
             with contextlib.suppress(TimeoutError):
@@ -91,18 +149,23 @@ class SimpleClient(TaskClient):
         chunked = isinstance(request.body, BodyPipe) and request.body.length is None
         try:
             async for piece in transfer.upload():
+                if ready(writer.transport, 0):
+                    # Reset: to write would drop what has arrived, which may be the answer.
+                    return False
                 writer.writelines((b"%x\r\n" % len(piece), piece, b"\r\n") if chunked else (piece,))
                 await writer.drain()
             if chunked:
                 writer.write(b"0\r\n\r\n")
         except OSError:
             # The upstream takes no more; whether it has answered, the reader sees.
-            return
+            return False
         except Exception as exc:
             # Half a body: the connection says so by closing.
             if transfer.upload_error is None:
                 transfer.upload_error = UpstreamError(f"upload failed: {exc!r}", phase=Phase.SEND)
             writer.transport.abort()
+            return False
+        return True
 
     async def _final_head(self, transfer: Transfer, reader: asyncio.StreamReader, asked: asyncio.Event) -> Head:
         for _ in range(MAX_INTERIM + 1):
