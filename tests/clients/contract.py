@@ -42,6 +42,9 @@ class Suite:
     def make(cls, **options: Any) -> HTTPClient:
         return cls.client_class(**options)
 
+    async def dispose(self) -> None:
+        """Close what `make` made beside clients."""
+
     @pytest.fixture
     async def make_client(self) -> AsyncIterator[Any]:
         """Make clients, which are closed at the end and must then have left nothing."""
@@ -57,6 +60,7 @@ class Suite:
             client.close()
             client.close()
             await within(client.wait_closed(), "closing the client")
+        await self.dispose()
         left = {task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()}
         if left:
             await asyncio.wait(left, timeout=1)
