@@ -38,8 +38,8 @@ setup(
     extras_require={
         "speed": ["uvloop; platform_system != 'Windows'"],
         "http2": ["h2"],
-        "httpx": ["httpx"],
-        "aiohttp": ["aiohttp"],
+        "httpx": ["httpx>=0.27"],
+        "aiohttp": ["aiohttp>=3.12"],
         "dev": [
             "pytest",
             "pytest-asyncio",
@@ -50,6 +50,11 @@ setup(
             "websockets",
             "h11",
             "psutil",
+            "httpx>=0.27",
+            "aiohttp>=3.12",
+            "starlette",
+            "flask",
+            "a2wsgi",
         ],
     },
     classifiers=[
