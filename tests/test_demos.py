@@ -20,12 +20,13 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient
 from tornado.web import Application, RequestHandler
-from tornado.websocket import websocket_connect
+from tornado.websocket import WebSocketHandler, websocket_connect
 
 from tests.support.logs import LogGuard
 from tornado_proxy import demo as embedded
 from tornado_proxy import mount
 from tornado_proxy.clients import close_clients
+from tornado_proxy.forwarder import drained
 
 DEMOS = Path(__file__).resolve().parent.parent / "demo"
 FILES = sorted(DEMOS.glob("*.py"))
@@ -41,6 +42,12 @@ class Mirror(RequestHandler):
         self.name = name
 
     def get(self) -> None:
+        self.answer()
+
+    def post(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
         _, found, status = self.request.path.partition("/status/")
         if found:
             self.set_status(int(status))
@@ -178,6 +185,37 @@ class TestStatusCallbacks:
         url = serve(load("status_callbacks").make_app("http://127.0.0.1:1"))
         response = await fetch(f"{url}/")
         assert (response.code, response.body) == (502, b"We are sorry, the upstream cannot be reached.\n")
+
+
+class TestHostAndPort:
+    async def test_the_path_says_where_to(self, serve: Serve, fetch: Fetch) -> None:
+        one, two = serve(mirror("one")), serve(mirror("two"))
+        url = serve(load("host_and_port").make_app(one, two))
+        for upstream, name in ((one, "one"), (two, "two")):
+            place = upstream.removeprefix("http://")
+            got = seen(await fetch(f"{url}/proxy/{place}/a%2Fb//c?x=1", method="POST", body=b"hello"))
+            assert (got["name"], got["uri"]) == (name, "/a%2Fb//c?x=1")
+            assert got["headers"]["X-Forwarded-Prefix"] == f"/proxy/{place}"
+
+    async def test_nowhere_else(self, serve: Serve, fetch: Fetch) -> None:
+        url = serve(load("host_and_port").make_app("http://127.0.0.1:9000"))
+        assert (await fetch(f"{url}/proxy/127.0.0.1:1/")).code == 403
+
+    async def test_a_websocket_too(self, serve: Serve) -> None:
+        class Echo(WebSocketHandler):
+            async def on_message(self, message: str | bytes) -> None:
+                await self.write_message(message)
+
+        upstream = serve(Application([(r"/ws", Echo)]))
+        url = serve(load("host_and_port").make_app(upstream))
+        place = upstream.removeprefix("http://")
+        # Tornado compares Origin, which the client leaves out, with Host.
+        connection = await websocket_connect(f"{url.replace('http', 'ws')}/proxy/{place}/ws")
+        await connection.write_message("hello")
+        assert await connection.read_message() == "hello"
+        connection.close(1000)
+        assert await connection.read_message() is None
+        await asyncio.wait_for(drained(), 10)
 
 
 class TestEmbeddedUpstream:

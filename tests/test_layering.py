@@ -35,6 +35,8 @@ LAYERS = [
     ["handshake"],
     ["forwarder"],
     ["connections"],
+    ["handling"],
+    ["mixin"],
     ["handlers"],
     ["routing"],
     ["__init__"],

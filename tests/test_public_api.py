@@ -3,10 +3,11 @@
 import dataclasses
 
 import pytest
+from tornado.web import RequestHandler
 
 import tornado_proxy
-from tornado_proxy import ProxyHandler, ProxyOptions
-from tornado_proxy.handlers import HOOKS
+from tornado_proxy import ProxyHandler, ProxyMixin, ProxyOptions
+from tornado_proxy.mixin import HOOKS
 
 DEFAULTS = {
     "client": None,
@@ -73,3 +74,10 @@ class TestHooks:
     @pytest.mark.parametrize("name", HOOKS)
     def test_each_is_a_documented_method(self, name):
         assert getattr(ProxyHandler, name).__doc__
+        assert getattr(ProxyMixin, name) is getattr(ProxyHandler, name)
+
+
+class TestMixin:
+    def test_it_overrides_nothing_of_tornados(self):
+        own = {name for name in vars(ProxyMixin) if not name.startswith("__")}
+        assert [name for name in own if hasattr(RequestHandler, name)] == []

@@ -28,6 +28,7 @@ from tornado_proxy.errors import (
 )
 from tornado_proxy.handlers import ProxyHandler
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
+from tornado_proxy.mixin import ProxyMixin
 from tornado_proxy.options import OptionError, ProxyOptions
 from tornado_proxy.routing import mount
 
@@ -48,6 +49,7 @@ __all__ = [
     "Phase",
     "ProxyError",
     "ProxyHandler",
+    "ProxyMixin",
     "ProxyOptions",
     "Side",
     "TunnelClosed",

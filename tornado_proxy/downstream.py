@@ -12,10 +12,8 @@ from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import HeadersMode
 
 
-class Downstream(Protocol):
-    """The downstream's side of one exchange, and the user's hooks, which may be sync or async."""
-
-    request: HTTPServerRequest
+class Hooks(Protocol):
+    """The user's hooks, which may be sync or async."""
 
     def choose_upstream(self) -> Any: ...
     def rewrite_request(self, request: UpstreamRequest) -> Any: ...
@@ -26,6 +24,13 @@ class Downstream(Protocol):
     def filter_response_body(self, chunk: bytes) -> Any: ...
     def handle_error(self, error: ProxyError) -> Any: ...
     def on_done(self, outcome: Outcome) -> Any: ...
+
+
+class Downstream(Protocol):
+    """The downstream's side of one exchange."""
+
+    request: HTTPServerRequest
+    hooks: Hooks
 
     def hooked(self, name: str) -> bool:
         """Whether the hook ``name`` is the user's, by keyword or by a method."""

@@ -105,7 +105,7 @@ async def refuse(downstream: Downstream, error: ProxyError) -> None:
     log.debug("%s: %s", downstream.request.method, error)
     outcome = Outcome(error.status_code, error.side, error=error, timings={"total": 0.0})
     try:
-        await _awaited(downstream.handle_error(error))
+        await _awaited(downstream.hooks.handle_error(error))
         if not downstream.answered:
             downstream.send_error_page(error)
         outcome.status = downstream.get_status()
@@ -121,6 +121,7 @@ class Exchange:
 
     def __init__(self, downstream: Downstream, options: ProxyOptions, client: HTTPClient, inbound: Inbound) -> None:
         self.downstream = downstream
+        self.hooks = downstream.hooks
         self.options = options
         self.client = client
         self.inbound = inbound
@@ -169,7 +170,7 @@ class Exchange:
     async def _receive_filtered(self, chunk: bytes) -> None:
         assert self.upload is not None
         try:
-            chunk = await _awaited(self.downstream.filter_request_body(chunk))
+            chunk = await _awaited(self.hooks.filter_request_body(chunk))
             if self.downstream.answered and not self._committed:
                 self.stop(HookError("filter_request_body has answered", phase=Phase.SEND))
                 return
@@ -264,7 +265,7 @@ class Exchange:
             await self._finish()
 
     async def _forward(self) -> None:
-        downstream = self.downstream
+        downstream, hooks = self.downstream, self.hooks
         # (1) to (5)
         response = await self._obtain_response()
         if response is None:
@@ -273,12 +274,12 @@ class Exchange:
         assert self._upstream is not None
         length = clean_response(response, self.options, self.inbound, downstream.request, self._upstream)
         self.outcome.status = response.status
-        if (answering := downstream.handle_status(response)) is not None:
+        if (answering := hooks.handle_status(response)) is not None:
             await _awaited(answering)
         if not downstream.answered:
             if self.options.response_mode is ResponseMode.BUFFER and self._may_have_body(response):
                 await response.read()
-            if (rewriting := downstream.rewrite_response(response)) is not None:
+            if (rewriting := hooks.rewrite_response(response)) is not None:
                 await _awaited(rewriting)
         if downstream.answered:
             self.outcome.status = downstream.get_status()
@@ -314,7 +315,7 @@ class Exchange:
             # (3) Build what we shall send.
             self._request = request = self._build_request(upstream)
             # (4) The user's last word.
-            if (rewriting := self.downstream.rewrite_request(request)) is not None:
+            if (rewriting := self.hooks.rewrite_request(request)) is not None:
                 await _awaited(rewriting)
             if self.downstream.answered:
                 self.outcome.status = self.downstream.get_status()
@@ -328,7 +329,7 @@ class Exchange:
                     raise
 
     async def _choose_upstream(self) -> UpstreamURL | None:
-        chosen = self.downstream.choose_upstream()
+        chosen = self.hooks.choose_upstream()
         if not isinstance(chosen, str):
             chosen = await _awaited(chosen)
         if self.downstream.answered:
@@ -408,7 +409,7 @@ class Exchange:
         if isinstance(error, ConnectTimeout) and isinstance(self.options.upstream, str):
             # The same address would take as long again.
             return False
-        allowed = await _awaited(self.downstream.should_retry(error))
+        allowed = await _awaited(self.hooks.should_retry(error))
         return allowed is None or bool(allowed)
 
     def _may_have_body(self, response: UpstreamResponse) -> bool:
@@ -417,7 +418,7 @@ class Exchange:
 
     async def _relay(self, response: UpstreamResponse, length: int | None) -> None:
         """Steps (7) and (8)."""
-        downstream, options, stream = self.downstream, self.options, response.stream
+        downstream, hooks, options, stream = self.downstream, self.hooks, self.options, response.stream
         filtered = downstream.hooked("filter_response_body")
         buffered = options.response_mode is ResponseMode.BUFFER
         mode = options.buffer_headers_mode if buffered else options.stream_headers_mode
@@ -429,7 +430,7 @@ class Exchange:
         elif response.body is not None:
             chunk, whole = response.body, True
             if filtered:
-                chunk = await _awaited(downstream.filter_response_body(chunk))
+                chunk = await _awaited(hooks.filter_response_body(chunk))
             if len(chunk) != length or filtered:
                 body_changed(response.headers, len(chunk))
             else:
@@ -440,7 +441,7 @@ class Exchange:
                 body_changed(response.headers, None)
             chunk = stream.read_nowait()
             if filtered and chunk:
-                chunk = await _awaited(downstream.filter_response_body(chunk))
+                chunk = await _awaited(hooks.filter_response_body(chunk))
         # (7) Commit.
         if downstream.answered:
             self.outcome.status = downstream.get_status()
@@ -461,7 +462,7 @@ class Exchange:
             if not chunk:
                 break
             if filtered:
-                chunk = await _awaited(downstream.filter_response_body(chunk))
+                chunk = await _awaited(hooks.filter_response_body(chunk))
                 if downstream.ended:
                     # The filter has ended the response where it wants it to end.
                     return
@@ -526,7 +527,7 @@ class Exchange:
         elif self._committed:
             self.downstream.abort()
         try:
-            await _awaited(self.downstream.handle_error(error))
+            await _awaited(self.hooks.handle_error(error))
         except Exception:
             log.exception("handle_error raised")
         if not self.downstream.answered:
@@ -589,7 +590,7 @@ class Exchange:
 
 async def _told(downstream: Downstream, outcome: Outcome) -> None:
     try:
-        if (telling := downstream.on_done(outcome)) is not None:
+        if (telling := downstream.hooks.on_done(outcome)) is not None:
             await _awaited(telling)
     except Exception:
         log.exception("on_done raised")

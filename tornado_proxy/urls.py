@@ -24,6 +24,8 @@ _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._\-]*)")
 # What may be sent as a request-target (RFC 9112 section 3.2): no whitespace, no control character, no "#", which
 # libcurl would cut. Bytes from 0x80 are not URI characters, but they are common and harmless; Tornado decodes latin1.
 _TARGET = re.compile(r"[\x21\x22\x24-\x7e\x80-\xff]+")
+# The same without a question mark.
+_TAIL = re.compile(r"[\x21\x22\x24-\x3e\x40-\x7e\x80-\xff]*")
 _ABSOLUTE_FORM = re.compile(r"(https?)://([^/?\\]*)([^?]*)(?:\?(.*))?", re.IGNORECASE | re.DOTALL)
 _HTTP_URL = re.compile(r"(https?://[^/?#\\]*)([\x21\x22\x24-\x7e\x80-\xff]*)", re.IGNORECASE)
 
@@ -217,6 +219,23 @@ def mount_tail(prefix: str, path: str) -> str | None:
     return it whole. A slash at the end of the prefix is of no meaning.
     """
     return tail_below(prefix.rstrip("/"), path)
+
+
+def check_tail(path: str) -> None:
+    """Raise ``ValueError`` unless ``path`` can stand, as it is, in a request-target before its query."""
+    if not isinstance(path, str) or not _TAIL.fullmatch(path):
+        raise ValueError(f"path {path!r} is not raw; percent-encode it, or take it from self.request.path")
+
+
+def prefix_above(tail: str, path: str) -> str | None:
+    """Return what stands before ``tail`` in ``path``, ``None`` unless ``path`` ends in it at a segment's boundary.
+
+    Without a slash at its end. An empty ``tail``, or only a slash, has the whole of ``path`` above it.
+    """
+    if tail in ("", "/"):
+        return path.rstrip("/")
+    below = tail if tail[0] == "/" else "/" + tail
+    return path[: -len(below)].rstrip("/") if path.endswith(below) else None
 
 
 def _parse_absolute_form(method: str, target: str) -> RequestTarget:

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.urls import (
     RequestTarget,
+    check_tail,
     escapes_base,
     join_url,
     mount_tail,
     normalized_origin,
     parse_target,
     parse_upstream,
+    prefix_above,
     split_url,
 )
 
@@ -462,3 +464,35 @@ class TestOrigins:
     )
     def test_are_compared_in_one_form(self, given, normal):
         assert normalized_origin(given) == normal
+
+
+class TestTails:
+    @pytest.mark.parametrize("path", ["", "/", "/a%2Fb", "a", "//a;b", "/caf\xe9"])
+    def test_a_raw_one_passes(self, path: str) -> None:
+        check_tail(path)
+
+    @pytest.mark.parametrize("path", ["/a b", "/a?b", "/a#b", "/\u20ac", "/a\n", None, b"/a"])
+    def test_any_other_is_refused(self, path: str) -> None:
+        with pytest.raises(ValueError, match="is not raw; percent-encode it"):
+            check_tail(path)
+
+    @pytest.mark.parametrize(
+        ("tail", "path", "prefix"),
+        [
+            ("/x", "/p/x", "/p"),
+            ("x", "/p/x", "/p"),
+            ("/x", "/x", ""),
+            ("/p/x", "/p/x", ""),
+            ("//x", "/p//x", "/p"),
+            ("/a%2Fb", "/p/a%2Fb", "/p"),
+            ("", "/p/x", "/p/x"),
+            ("/", "/p/", "/p"),
+            ("/", "/p", "/p"),
+            ("", "/", ""),
+            ("/x", "/p/y", None),
+            ("x", "/px", None),
+            ("/a/b", "/p/a%2Fb", None),
+        ],
+    )
+    def test_what_stands_before_one(self, tail: str, path: str, prefix: str | None) -> None:
+        assert prefix_above(tail, path) == prefix

@@ -1,0 +1,338 @@
+"""A Tornado ``RequestHandler`` as the downstream of one exchange.
+
+What depends on the inside of Tornado's ``RequestHandler`` stands here and says so; for the server's connection that is
+`connections`. The handler may be anybody's: nothing of it is replaced, but for the time in which it must be.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import tornado
+from tornado.concurrent import Future
+from tornado.httputil import HTTPHeaders
+from tornado.web import RequestHandler
+
+from tornado_proxy.clients import default_client, shared_client
+from tornado_proxy.connections import ServerConnection
+from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError, TunnelClosed
+from tornado_proxy.forwarder import Exchange, refuse
+from tornado_proxy.framing import NO_BODY, expects_continue, request_framing
+from tornado_proxy.handshake import wants_upgrade
+from tornado_proxy.heads import Inbound
+from tornado_proxy.messages import UpstreamResponse
+from tornado_proxy.options import HeadersMode, ProxyOptions
+from tornado_proxy.urls import RequestTarget, parse_target
+
+# Given the inbound target: the prefix that stays here, None where that is not known, and the raw tail that goes on.
+Split = Callable[[RequestTarget], tuple[str | None, str]]
+
+# Tornado's default headers, which are about an answer of the handler's own; see _merged.
+CONTENT_TYPE = "text/html; charset=UTF-8"
+_SERVER = f"TornadoServer/{tornado.version}"
+
+# Seconds, for clients that heed Retry-After.
+_RETRY_AFTER = "1"
+_REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
+
+
+class HandlerDownstream:
+    """The downstream of one exchange; see `downstream.Downstream`. ``defaults`` is whose hooks are not the user's."""
+
+    __slots__ = ("_aborted", "_connection", "_defaults", "_exchange", "_options", "handler", "hooks", "request")
+
+    def __init__(self, handler: Any, options: ProxyOptions, connection: ServerConnection, defaults: type) -> None:
+        # A RequestHandler. Most of what is asked of it here is private to it, and so to no type.
+        self.handler = handler
+        self.hooks = handler
+        self.request = handler.request
+        self._options = options
+        self._connection = connection
+        self._defaults = defaults
+        # While it runs.
+        self._exchange: Exchange | None = None
+        # The connection was closed by us, or has gone; nothing can be sent.
+        self._aborted = False
+
+    async def run(self, split: Split) -> None:
+        """Forward the handler's request; return when the exchange is over."""
+        handler, options = self.handler, self._options
+        try:
+            inbound = self._judge(split)
+            client = options.client or handler.settings.get("proxy_client") or default_client()
+            self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
+            if self.streams:
+                self._receive_body(exchange.upload is not None)
+            await exchange.run()
+        except BadRequest as error:
+            # Of step (1); an exchange raises none.
+            await refuse(self, error)
+        finally:
+            # The three would wait for the garbage collector together.
+            self._exchange = handler._proxy_downstream = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body, if there is one, is still to come: in ``prepare`` of a ``@stream_request_body`` handler."""
+        prepared = self.handler._prepared_future
+        return prepared is not None and not prepared.done()
+
+    def _judge(self, split: Split) -> Inbound:
+        """Step (1): refuse what is ambiguous before anything is sent upstream."""
+        request = self.request
+        framing = request_framing(request.version, request.headers)
+        if request.method not in self._options.methods:
+            error = BadRequest(f"method {request.method} is not forwarded; custom_http_methods can name it")
+            error.status_code = 501
+            raise error
+        target = parse_target(request.method, request.uri)
+        prefix, tail = split(target)
+        upgrade = wants_upgrade(request, framing)
+        if self.streams:
+            expects = expects_continue(request.version, request.headers, framing)
+            return Inbound(target, framing, tail, prefix, expects_continue=expects, upgrade=upgrade)
+        if framing.has_body and not request.body and getattr(self.handler, "_stream_request_body", False):
+            raise RuntimeError("the body went to data_received; call proxy() in prepare(), or set self.request.body")
+        return Inbound(target, framing, tail, prefix, None if framing == NO_BODY else request.body, upgrade=upgrade)
+
+    def _receive_body(self, has_body: bool) -> None:
+        """Let the body come while the exchange runs.
+
+        Tornado reads it only once ``prepare`` is done, which it knows by this future; so the future is resolved early,
+        and then forgotten, because ``RequestHandler._execute`` would resolve it again. Without a body too: from then on
+        the server notices when the downstream leaves.
+        """
+        self._connection.begin_body(has_body)
+        if has_body:
+            body: Future[None] = self.request._body_future
+            body.add_done_callback(self._on_body_end)
+        handler = self.handler
+        prepared: Future[None] = handler._prepared_future
+        handler._prepared_future = None
+        if not prepared.done():
+            prepared.set_result(None)
+
+    def _on_body_end(self, body: Future[None]) -> None:
+        if self._exchange is not None and not body.cancelled() and body.exception() is None:
+            self._exchange.received_all()
+            if self._connection.is_closed():
+                # Tornado listens for the end from now on, and never tells of one that it has seen before.
+                self.handler.on_connection_close()
+
+    # -- what Tornado tells the handler
+
+    def receive(self, chunk: bytes) -> Awaitable[None] | None:
+        """Take a piece of the body. What comes when the exchange is over is dropped."""
+        if self._exchange is None:
+            return None
+        room: Awaitable[None] | None = self._exchange.receive(chunk)
+        return room
+
+    @property
+    def breaks_off(self) -> bool:
+        """Whether the body breaks off where the connection ends. One that does not exist cannot."""
+        return self._exchange is None or self._exchange.upload is not None
+
+    def left(self) -> None:
+        """The connection has gone."""
+        if self._exchange is not None and not self._aborted:
+            self._exchange.downstream_closed()
+
+    def borrow(self) -> None:
+        """Hear first what Tornado tells the handler, whose own methods may be anybody's. Ended by :meth:`give_back`."""
+        handler = self.handler
+        # On the instance, so that neither the order of its bases nor a missing super() matters.
+        handler.on_connection_close = self._left_borrowed
+        handler.request.connection.set_close_callback(self._left_borrowed)
+        if self.streams:
+            handler.data_received = self.receive
+
+    def give_back(self) -> None:
+        """Let the handler be as it was. Idempotent."""
+        handler = self.handler
+        handler.__dict__.pop("on_connection_close", None)
+        if not handler._finished:
+            handler.request.connection.set_close_callback(handler.on_connection_close)
+        if "data_received" in handler.__dict__:
+            handler.data_received = _drop
+
+    def _left_borrowed(self) -> None:
+        ends_body = self.breaks_off
+        self.left()
+        handler = self.handler
+        if ends_body or not hasattr(self.request, "_body_future"):
+            type(handler).on_connection_close(handler)
+            return
+        # RequestHandler's own would fail this future, which the server is about to resolve.
+        body, self.request._body_future = self.request._body_future, Future()
+        try:
+            type(handler).on_connection_close(handler)
+        finally:
+            self.request._body_future = body
+
+    # -- the forwarder calls these; see downstream.Downstream
+
+    def hooked(self, name: str) -> bool:
+        cls: Any = type(self.handler)
+        return _overridden(cls, name, self._defaults) or getattr(self._options, name, None) is not None
+
+    def get_status(self) -> int:
+        status: int = self.handler.get_status()
+        return status
+
+    @property
+    def answered(self) -> bool:
+        return bool(self.handler._finished or self.handler._headers_written)
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.handler._finished)
+
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        # RFC 9110 section 15.2: never to a client of HTTP/1.0.
+        if self.request.version != "HTTP/1.0":
+            self._connection.send_interim(status, reason, headers)
+
+    def send_own_answer(self) -> None:
+        methods = set(self._options.methods)
+        if self.request.method == "TRACE":
+            # Not reflected: what a client cannot see of its own request, a script must not see either.
+            methods.discard("TRACE")
+            self.handler.set_status(405)
+        # RFC 9110 section 15.5.6 asks for it in a 405.
+        self.handler.set_header("Allow", ", ".join(sorted(methods)))
+        self.handler.finish(b"")
+
+    def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> Future[None]:
+        handler = self.handler
+        handler._status_code = response.status
+        # Not set_status: it puts "Unknown" for a reason with "<" in it. This one was checked, and is not HTML here.
+        handler._reason = response.reason
+        handler._headers = headers = self._merged(response.headers, mode)
+        if "Content-Length" not in headers and self.request.version != "HTTP/1.1":
+            # Tornado would keep the connection and the client wait for an end that never comes.
+            self._connection.close_after_response()
+        if response.status in (204, 206, 304) or "no-transform" in headers.get("Cache-Control", ""):
+            # compress_response would make nonsense of a range, and a body of nothing.
+            handler._transforms = []
+        handler._write_buffer = [chunk] if chunk else []
+        written: Future[None] = handler.flush()
+        return written
+
+    def send_chunk(self, chunk: bytes) -> Future[None]:
+        handler: RequestHandler = self.handler
+        handler._write_buffer.append(chunk)
+        return handler.flush()
+
+    def send_end(self) -> Future[None]:
+        handler: RequestHandler = self.handler
+        return handler.finish()
+
+    def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
+        headers = self._merged(response.headers, mode)
+        # Where Tornado keeps what set_cookie was given, until a head is flushed.
+        for cookie in getattr(self.handler, "_new_cookie", {}).values():
+            headers.add("Set-Cookie", cookie.OutputString(None))
+        return headers
+
+    def detach(self) -> Any:
+        return self.handler.detach()
+
+    def tunnel_ended(self, status: int) -> None:
+        self.handler._status_code = status
+        self._ended()
+
+    def send_error_page(self, error: ProxyError) -> None:
+        handler = self.handler
+        if isinstance(error, BadRequest):
+            # Where the framing is in doubt nobody knows where the next request begins.
+            self._connection.close_after_response()
+        if isinstance(error, NoUpstreamAvailable | TunnelClosed):
+            # send_error clears the headers, and then calls this.
+            handler.write_error = functools.partial(_write_error_with_retry_after, handler)
+        handler.send_error(error.status_code, reason=_REASONS.get(error.status_code))
+        handler.__dict__.pop("write_error", None)
+
+    def close_after_response(self) -> None:
+        self._connection.close_after_response()
+
+    def abort(self) -> None:
+        if not self.handler._finished:
+            self._cut()
+
+    def gone(self) -> None:
+        handler = self.handler
+        if not handler._finished:
+            if not handler._headers_written:
+                handler._status_code, handler._reason = 499, _REASONS[499]
+            self._cut()
+
+    def _cut(self) -> None:
+        handler = self.handler
+        handler._finished = self._aborted = True
+        # For hooks that answer all the same.
+        handler.finish = _finish_nothing
+        self._connection.abort()
+        self._ended()
+
+    def _ended(self) -> None:
+        """Do what else ``RequestHandler.finish`` does."""
+        self.handler._log()
+        self.handler.on_finish()
+
+    def unsent(self) -> int:
+        return self._connection.unsent()
+
+    def has_left(self) -> bool:
+        return self._connection.has_left()
+
+    def _merged(self, upstream: HTTPHeaders, mode: HeadersMode) -> HTTPHeaders:
+        """Return the upstream's headers joined with those set on the handler before, Tornado's defaults left out."""
+        own = self.handler._headers
+        # RFC 9110 section 6.6.1: a Date is added where the upstream sent none.
+        if "Date" in own:
+            if "Date" not in upstream:
+                upstream["Date"] = own["Date"]
+            del own["Date"]
+        if own.get("Content-Type") == CONTENT_TYPE:
+            del own["Content-Type"]
+        if own.get("Server") == _SERVER:
+            del own["Server"]
+        if not own:
+            return upstream
+        merged = HTTPHeaders()
+        for name, value in upstream.get_all():
+            merged.add(name, value)
+        for name, value in own.get_all():
+            if mode is HeadersMode.PREPEND or name not in upstream:
+                if name in ("Content-Length", "Content-Type") and name in upstream:
+                    # Of these there can be only one, and the upstream's stands first.
+                    continue
+                merged.add(name, value)
+        return merged
+
+
+@functools.cache
+def _overridden(cls: Any, name: str, defaults: Any) -> bool:
+    return getattr(cls, name) is not getattr(defaults, name)
+
+
+# What stands on a handler in place of its methods. No bound methods: those would be circles.
+
+
+def _drop(chunk: bytes) -> None:
+    """Take the rest of a body whose exchange is over."""
+
+
+def _finish_nothing(chunk: Any = None) -> Future[None]:
+    """End a response that was cut off, or whose downstream has gone: there is nothing to do."""
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def _write_error_with_retry_after(handler: RequestHandler, status_code: int, **kwargs: Any) -> None:
+    handler.set_header("Retry-After", _RETRY_AFTER)
+    type(handler).write_error(handler, status_code, **kwargs)
