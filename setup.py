@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+# For response.decode() to know br and zstd.
+CODINGS = ["brotli>=1.2", "backports.zstd; python_version < '3.14'"]
 
 
 def version() -> str:
@@ -40,6 +42,7 @@ setup(
         "http2": ["h2"],
         "httpx": ["httpx>=0.27"],
         "aiohttp": ["aiohttp>=3.12"],
+        "codings": CODINGS,
         "dev": [
             "pytest",
             "pytest-asyncio",
@@ -55,6 +58,7 @@ setup(
             "starlette",
             "flask",
             "a2wsgi",
+            *CODINGS,
         ],
     },
     classifiers=[

@@ -6,6 +6,7 @@ Real sockets on both sides: Tornado's own client, the demo's application, and a 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import importlib.util
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -185,6 +186,75 @@ class TestStatusCallbacks:
         url = serve(load("status_callbacks").make_app("http://127.0.0.1:1"))
         response = await fetch(f"{url}/")
         assert (response.code, response.body) == (502, b"We are sorry, the upstream cannot be reached.\n")
+
+
+class Pages(RequestHandler):
+    """A page, compressed unless the client minds, in pieces; and something that is no page."""
+
+    def get(self, name: str) -> None:
+        page = b"<html><BODY class='x'>" + b"hello " * 1000 + b"</body></html>"
+        self.set_header("Content-Type", "text/plain" if name == "plain" else "text/html; charset=utf-8")
+        self.set_header("ETag", '"v1"')
+        if name == "gzip":
+            self.set_header("Content-Encoding", "gzip")
+            page = gzip.compress(page)
+        for start in range(0, len(page), 3 if name == "pieces" else len(page)):
+            self.write(page[start : start + 3] if name == "pieces" else page)
+            if name == "pieces":
+                self.flush()
+
+
+class TestBanner:
+    @pytest.fixture
+    def url(self, serve: Serve) -> str:
+        return serve(load("banner").make_app(serve(Application([(r"/(\w+)", Pages)]))))
+
+    @pytest.mark.parametrize("name", ["page", "gzip", "pieces"])
+    async def test_stands_on_top_of_each_page(self, url: str, fetch: Fetch, name: str) -> None:
+        response = await fetch(f"{url}/{name}", decompress_response=False)
+        assert response.body.startswith(b"<html><BODY class='x'><p>You see this page through a proxy.</p>hello ")
+        assert response.body.endswith(b"</body></html>")
+        assert response.body.count(b"proxy") == 1
+        assert "Content-Encoding" not in response.headers
+        assert response.headers["ETag"] == 'W/"v1"'
+
+    async def test_leaves_alone_what_is_no_page(self, url: str, fetch: Fetch) -> None:
+        response = await fetch(f"{url}/plain")
+        assert b"proxy" not in response.body
+        assert (response.headers["ETag"], response.headers["Content-Length"]) == ('"v1"', str(len(response.body)))
+
+
+class TestEvents:
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CR LF", "CR"])
+    async def test_edits_each_event_and_holds_none_back(self, serve: Serve, end: str) -> None:
+        """The upstream sends the next event when the client has the last one."""
+        had = asyncio.Queue[bytes]()
+
+        class Events(RequestHandler):
+            async def get(self) -> None:
+                self.set_header("Content-Type", "text/event-stream")
+                for number in range(3):
+                    event = f"id: {number}{end}data: a secret{end}{end}"
+                    # In pieces, of which none is an event.
+                    for start in range(0, len(event), 5):
+                        self.write(event[start : start + 5])
+                        await self.flush()
+                        await asyncio.sleep(0)
+                    expected = event.replace("secret", "******").encode()
+                    received = b""
+                    while len(received) < len(expected):
+                        received += await had.get()
+                    assert received == expected
+
+        url = serve(load("events").make_app(serve(Application([(r"/", Events)]))))
+        client = SimpleAsyncHTTPClient(force_instance=True)
+        response = await client.fetch(f"{url}/", streaming_callback=had.put_nowait, request_timeout=10)
+        client.close()
+        assert response.code == 200
+
+    async def test_leaves_alone_what_is_no_stream(self, serve: Serve, fetch: Fetch) -> None:
+        url = serve(load("events").make_app(serve(mirror())))
+        assert seen(await fetch(f"{url}/secret"))["uri"] == "/secret"
 
 
 class TestHostAndPort:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tornado_proxy"
 
 # Top to bottom; modules in one row know nothing of each other.
 LAYERS = [
-    ["_version", "errors"],
+    ["_version", "errors", "decoding"],
     ["headers"],
     ["urls", "framing"],
     ["server.parser", "server.detach", "server.link"],
@@ -20,6 +20,7 @@ LAYERS = [
     ["server.http1"],
     ["server"],
     ["flow"],
+    ["decoded"],
     ["messages"],
     ["responses"],
     ["clients.base", "clients.dial"],

@@ -47,12 +47,13 @@ from tornado_proxy.errors import (
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import reason_ok, response_may_have_body
 from tornado_proxy.handshake import Switched, check_upgrade, head_bytes, shake_hands
-from tornado_proxy.headers import body_changed, max_forwards
+from tornado_proxy.headers import body_changed, max_forwards, remove_range
 from tornado_proxy.heads import (
     Inbound,
     check_rewritten,
     clean_response,
     interim_headers,
+    refuse_changed_part,
     refuse_early,
     upstream_headers,
 )
@@ -272,7 +273,7 @@ class Exchange:
             return
         # (6) Clean the head, then the user's word on it.
         assert self._upstream is not None
-        length = clean_response(response, self.options, self.inbound, downstream.request, self._upstream)
+        clean_response(response, self.options, self.inbound, downstream.request, self._upstream)
         self.outcome.status = response.status
         if (answering := hooks.handle_status(response)) is not None:
             await _awaited(answering)
@@ -291,7 +292,7 @@ class Exchange:
                 await self._tunnel(response)
                 return
             response.abort()
-        await self._relay(response, length)
+        await self._relay(response)
 
     async def _obtain_response(self) -> UpstreamResponse | None:
         """Steps (1) to (5); ``None`` when a hook has answered."""
@@ -348,10 +349,14 @@ class Exchange:
             raise BadRequest("request target leaves the upstream's base path")
         assert source.method is not None
         target = inbound.target
+        headers = upstream_headers(options, inbound, source)
+        if "Range" in headers and self.downstream.hooked("filter_response_body"):
+            # The filter needs all of it, and ranges of what it makes are not those of the upstream's body.
+            remove_range(headers)
         return UpstreamRequest(
             source.method,
             whole_server(upstream) if target.path == "*" else join_url(upstream, inbound.tail, target.query),
-            upstream_headers(options, inbound, source),
+            headers,
             self.upload if inbound.body is None else inbound.body,
             source,
             connect_timeout=options.connect_timeout,
@@ -416,14 +421,17 @@ class Exchange:
         assert self.downstream.request.method is not None
         return response_may_have_body(self.downstream.request.method, response.status)
 
-    async def _relay(self, response: UpstreamResponse, length: int | None) -> None:
+    async def _relay(self, response: UpstreamResponse) -> None:
         """Steps (7) and (8)."""
         downstream, hooks, options, stream = self.downstream, self.hooks, self.options, response.stream
-        filtered = downstream.hooked("filter_response_body")
+        filtered = response.filtered and downstream.hooked("filter_response_body")
         buffered = options.response_mode is ResponseMode.BUFFER
         mode = options.buffer_headers_mode if buffered else options.stream_headers_mode
         if not self._may_have_body(response):
             chunk, whole = b"", True
+            if filtered or response.body is not None:
+                # HEAD and 304 speak of the body that a GET would bring.
+                body_changed(response.headers, None)
             if response.status == 204 and "Content-Length" in response.headers:
                 # A hook has made it a 204 (RFC 9110 section 8.6).
                 del response.headers["Content-Length"]
@@ -431,13 +439,15 @@ class Exchange:
             chunk, whole = response.body, True
             if filtered:
                 chunk = await _awaited(hooks.filter_response_body(chunk))
-            if len(chunk) != length or filtered:
+            if filtered or response.body_replaced:
+                refuse_changed_part(response)
                 body_changed(response.headers, len(chunk))
             else:
-                response.headers["Content-Length"] = str(length)
+                response.headers["Content-Length"] = str(len(chunk))
         else:
             whole = False
             if filtered or stream.consumed:
+                refuse_changed_part(response)
                 body_changed(response.headers, None)
             chunk = stream.read_nowait()
             if filtered and chunk:

@@ -193,18 +193,26 @@ def body_changed(headers: HTTPHeaders, length: int | None) -> None:
     """Make ``headers`` true again after the body was changed.
 
     ``length`` is the new Content-Length, ``None`` when it is not known. Digests are removed. A strong ETag becomes
-    weak (RFC 9110 section 8.8.1): the content still means the same, but byte ranges of it cannot be mixed.
+    weak (RFC 9110 section 8.8.1): the content still means the same, but byte ranges of it cannot be mixed. So
+    Accept-Ranges goes too.
     """
     if length is not None:
         headers["Content-Length"] = str(length)
     elif "Content-Length" in headers:
         del headers["Content-Length"]
-    for name in _DIGESTS:
+    for name in (*_DIGESTS, "Accept-Ranges"):
         if name in headers:
             del headers[name]
     etag = headers.get("Etag")
     if etag is not None and etag.startswith('"'):
         headers["Etag"] = "W/" + etag
+
+
+def remove_range(headers: HTTPHeaders) -> None:
+    """Ask for the whole in place of a part (RFC 9110 section 14.2 lets any recipient ignore Range)."""
+    for name in ("Range", "If-Range"):
+        if name in headers:
+            del headers[name]
 
 
 @dataclass(frozen=True, slots=True)

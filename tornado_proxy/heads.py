@@ -145,11 +145,8 @@ def clean_response(
     inbound: Inbound,
     source: HTTPServerRequest,
     upstream: UpstreamURL,
-) -> int | None:
-    """Step (6): leave in ``response`` what is for the downstream.
-
-    Returns the length of the body, where it is known. Raises ``InvalidResponse``.
-    """
+) -> None:
+    """Step (6): leave in ``response`` what is for the downstream. Raises ``InvalidResponse``."""
     if not reason_ok(response.reason):
         raise InvalidResponse("upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream)
     length = response_length(response.headers)
@@ -164,7 +161,12 @@ def clean_response(
         _rewrite_references(headers, options, inbound, source, upstream)
     if options.via is not None:
         add_via(headers, response.version, options.via)
-    return length
+
+
+def refuse_changed_part(response: UpstreamResponse) -> None:
+    """Raise where a hook changed a part of a body: Content-Range would say what is not so (RFC 9110 section 14.4)."""
+    if response.status == 206:
+        raise HookError("a hook changed the body of a partial response (206); remove Range in rewrite_request")
 
 
 def _rewrite_references(

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
+from tornado_proxy.decoded import DecodedStream
+from tornado_proxy.decoding import DecodingError, decode_whole, decoder_for
 from tornado_proxy.errors import InvalidResponse, Phase, ProxyError, Side
 from tornado_proxy.flow import BodyPipe
+from tornado_proxy.headers import body_changed
 
 
 @dataclass(slots=True)
@@ -50,13 +53,14 @@ class UpstreamResponse:
 
     The body is pulled: it is read by ``await read()`` (whole, into ``body``) or by ``async for chunk in response``;
     while nobody reads, the upstream is held back. ``body`` is ``None`` until it was read; assigning ``bytes`` replaces
-    whatever the upstream still sends.
+    whatever the upstream still sends. Content-Length, ETag and digests then follow from what is sent; Content-Encoding
+    is the hook's business, unless it calls :meth:`decode`.
     """
 
     status: int
     reason: str
     headers: HTTPHeaders
-    stream: BodyPipe
+    stream: BodyPipe | DecodedStream
     # "scheme://host:port" that answered.
     upstream: str
     # "HTTP/1.1", as the upstream wrote it.
@@ -68,6 +72,51 @@ class UpstreamResponse:
     timings: dict[str, float] = field(default_factory=dict)
     # Ends the transfer at once; set by the client. Idempotent.
     on_abort: Callable[[], None] | None = None
+    # Whether filter_response_body is asked, where there is one. A hook sets False for a body that passes as it is.
+    filtered: bool = True
+    # What read() or decode() put into ``body``.
+    _as_read: bytes | None = field(default=None, init=False, repr=False)
+
+    @property
+    def body_replaced(self) -> bool:
+        """Whether ``body`` is another than the upstream's."""
+        return self.body is not self._as_read and self.body != self._as_read
+
+    def decode(self) -> None:
+        """Undo the Content-Encoding: from now on the body, read here or sent downstream, is the decoded one.
+
+        Content-Encoding, Content-Length and digests are removed and a strong ETag becomes weak; so do it for HEAD too.
+        Decoding goes on as the body is read, in small steps. Does nothing where there is no Content-Encoding.
+
+        Raises :class:`~tornado_proxy.errors.InvalidResponse` for a coding that is not known here, and for a part of a
+        body (206), which cannot be decoded. Bytes that are not what the coding says raise it from the read that meets
+        them; a body that was read before is decoded at once, up to ``max_buffered_response``.
+        """
+        if "Content-Encoding" not in self.headers:
+            return
+        if self.stream.consumed and self.body is None:
+            raise RuntimeError("decode() after a part of the body was taken; call it before")
+        try:
+            decoder = decoder_for(self.headers["Content-Encoding"])
+            if decoder is not None and self.status == 206:
+                raise DecodingError("a part of an encoded body; remove Range in rewrite_request")
+            if decoder is not None and self.body is not None:
+                self.body = self._as_read = decode_whole(decoder, self.body, self.max_size)
+        except DecodingError as exc:
+            raise InvalidResponse(
+                f"upstream {self.upstream} sent: {exc}", phase=Phase.BODY, upstream=self.upstream
+            ) from None
+        del self.headers["Content-Encoding"]
+        if decoder is not None:
+            body_changed(self.headers, None)
+            if self.body is None:
+                assert isinstance(self.stream, BodyPipe)
+                self.stream = DecodedStream(self.stream, decoder, self.upstream)
+
+    def decoded(self) -> AsyncIterator[bytes]:
+        """Yield the decoded body as it comes: :meth:`decode`, then the response's own loop."""
+        self.decode()
+        return self.__aiter__()
 
     async def read(self) -> bytes:
         """Return the whole body, waiting for its end; it is kept in ``body``.
@@ -88,7 +137,7 @@ class UpstreamResponse:
                         upstream=self.upstream,
                     )
                 chunks.append(chunk)
-            self.body = b"".join(chunks)
+            self.body = self._as_read = b"".join(chunks)
         return self.body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -117,12 +117,19 @@ class ProxyMixin:
         return callback(self, response) if callback is not None else None
 
     def rewrite_response(self, response: UpstreamResponse) -> Any:
-        """Change status, reason, headers, or (buffered, or after ``await response.read()``) body before they go."""
+        """Change status, reason, headers, or (buffered, or after ``await response.read()``) body before they go.
+
+        ``response.decode()`` undoes a Content-Encoding, for this and for :meth:`filter_response_body`.
+        """
         hook = self.proxy_options.rewrite_response
         return hook(self, response) if hook is not None else None
 
     def filter_response_body(self, chunk: bytes) -> Any:
-        """Return what to send for ``chunk`` of the response. Where this is given Content-Length is dropped."""
+        """Return what to send for ``chunk`` of the response.
+
+        Where this is given the upstream is asked for no ranges, and Content-Length, digests and a strong ETag are
+        dropped.
+        """
         hook = self.proxy_options.filter_response_body
         return hook(self, chunk) if hook is not None else chunk
 

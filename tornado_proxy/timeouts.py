@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from tornado_proxy.decoded import DecodedStream
 from tornado_proxy.errors import DownstreamClosed, DownstreamTimeout, HookError, Phase, ProxyError, UpstreamTimeout
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.messages import UpstreamResponse
@@ -258,7 +259,8 @@ class Watchdog:
             return since + options.response_timeout, self._upstream_error(
                 f"no answer within {options.response_timeout:g} s", Phase.HEAD
             )
-        return self._body_deadline(self.response.stream)
+        stream = self.response.stream
+        return self._body_deadline(stream.source if isinstance(stream, DecodedStream) else stream)
 
     def _blocked_deadline(self, limit: float | None) -> tuple[float, Callable[[], ProxyError]] | None:
         if limit is None:

@@ -563,6 +563,14 @@ class TestRewriteSetCookie:
         assert isinstance(h.rewrite_set_cookie(value, base="/bar", mount="/foo"), str)
 
 
+class TestRemoveRange:
+    def test_nobody_is_asked_for_a_part(self) -> None:
+        headers = make(("Range", "bytes=0-1"), ("If-Range", '"a"'), ("A", "b"))
+        h.remove_range(headers)
+        h.remove_range(headers)
+        assert pairs(headers) == [("A", "b")]
+
+
 class TestBodyChanged:
     def test_sets_the_new_length(self) -> None:
         headers = make(("Content-Length", "5"))
@@ -579,8 +587,8 @@ class TestBodyChanged:
         h.body_changed(headers, None)
         assert pairs(headers) == [("A", "b")]
 
-    @pytest.mark.parametrize("name", ["Content-MD5", "Digest", "Repr-Digest", "Content-Digest"])
-    def test_removes_digests(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["Content-MD5", "Digest", "Repr-Digest", "Content-Digest", "Accept-Ranges"])
+    def test_removes_what_is_about_its_bytes(self, name: str) -> None:
         headers = make((name, "x"))
         h.body_changed(headers, None)
         assert pairs(headers) == []
