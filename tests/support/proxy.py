@@ -16,6 +16,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.netutil import bind_sockets
 
 import tornado_proxy.server
+from tests.support.declared import CLIENT
 from tests.support.downstream import Downstream, Response
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import TIMEOUT, Pairs, within
@@ -25,8 +26,6 @@ from tornado_proxy.messages import Outcome
 
 # Which server is in front: Tornado's, as in app.listen(), or ours, as in the standalone proxy.
 SERVER = os.environ.get("TORNADO_PROXY_TEST_SERVER", "tornado")
-# Which client goes to the upstream where a test names none; None is the default one.
-CLIENT = os.environ.get("TORNADO_PROXY_TEST_CLIENT")
 OnDone = Callable[..., Any]
 TESTS = str(Path(__file__).resolve().parents[1])
 

@@ -123,6 +123,9 @@ class AiohttpClient(TaskClient):
             transfer.begin(response.status, response.reason or "", headers, spelled)
             while chunk := await gate.read(response.content):
                 await transfer.write(chunk)
+            # A body that the connection ends is complete to aiohttp however it ended.
+            if isinstance(broken := gate.broken(), OSError):
+                raise broken
         finally:
             # Where both messages are complete, the connection was given back before this.
             response.close()
@@ -228,6 +231,11 @@ class _Gate:
                     return await content.readany()
             if self._connection.closed and not content.is_eof() and content.exception() is None:
                 raise ValueError("sent a body that cannot be read")
+
+    def broken(self) -> BaseException | None:
+        """Return what the connection ended with."""
+        error: BaseException | None = self._protocol.exception()
+        return error
 
     def cut(self) -> None:
         """Close the connection, also where aiohttp has taken it back already."""

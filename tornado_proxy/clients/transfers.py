@@ -21,6 +21,9 @@ from tornado_proxy.flow import BodyPipe
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.urls import split_url
 
+# Seconds that a library may take to close the connection of an upload that broke off.
+_UNWINDING = 0.5
+
 
 class Transfer:
     """One request on its way, and what came back so far."""
@@ -109,9 +112,15 @@ class Transfer:
             self.head.set_result(self.response)
 
     def abort(self) -> None:
-        """End it, wherever it is."""
-        if self.task is not None:
-            self.task.cancel()
+        """End it, wherever it is. Once: to cancel what closes its connection already would leave that open."""
+        task, self.task = self.task, None
+        if task is None:
+            return
+        if self.upload_error is not None and self.response is None:
+            # It ends by itself, because of that. The delay is for a library that would not.
+            asyncio.get_running_loop().call_later(_UNWINDING, task.cancel)
+        else:
+            task.cancel()
 
     async def write(self, chunk: bytes) -> None:
         """Pass on a piece of the body; return when there is room for the next."""
@@ -140,7 +149,7 @@ class TaskClient(HTTPClient):
     """Runs each transfer as a task of its own."""
 
     def __init__(self, max_clients: int | None = None) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], Transfer] = {}
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(max_clients) if max_clients is not None else None
@@ -158,20 +167,20 @@ class TaskClient(HTTPClient):
             raise UpstreamError("client is closed")
         transfer = Transfer(request)
         transfer.task = task = asyncio.create_task(self._run(transfer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._running[task] = transfer
+        task.add_done_callback(self._running.pop)
         try:
             return await transfer.head
         except asyncio.CancelledError:
-            task.cancel()
+            transfer.abort()
             raise
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
+        for transfer in list(self._running.values()):
+            transfer.abort()
         self._closing = asyncio.create_task(self._close())
 
     async def wait_closed(self) -> None:
@@ -182,8 +191,8 @@ class TaskClient(HTTPClient):
         """Close what is left when every transfer has ended: connections that were kept."""
 
     async def _close(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._running:
+            await asyncio.wait(list(self._running))
         await self.release()
 
     async def _run(self, transfer: Transfer) -> None:
