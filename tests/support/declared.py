@@ -15,7 +15,8 @@ CLIENT = os.environ.get("TORNADO_PROXY_TEST_CLIENT")
 NEEDS = [
     ("TestBrokenBodies::test_a_response_that_has_begun", "early_response"),
     ("TestFullDuplex|TestEarlyAnswer|TestARefusedUpload", "early_response"),
-    ("test_in_an_upload_that_the_upstream_reads", "early_response"),
+    ("test_in_an_upload_that_the_upstream_reads|test_in_a_full_duplex_exchange", "early_response"),
+    ("test_the_response_may_come_before_the_request_is_complete", "early_response"),
     ("test_expect.py|TestExpectations", "expect_continue"),
     ("TestInterimResponses", "interim"),
     ("test_the_head_byte_for_byte", "eight_bit_target"),

@@ -102,8 +102,13 @@ class HttpxClient(TaskClient):
             transfer.begin(
                 response.status_code, reason, headers, version.removesuffix(".0") if "2" in version else version
             )
-            async for chunk in response.aiter_raw():
+            # Not aiter_raw(), which gives the connection back before it says that the body has ended.
+            stream = response.stream
+            assert isinstance(stream, httpx.AsyncByteStream)
+            async for chunk in stream:
                 await transfer.write(chunk)
+            # From here on nobody interrupts: the connection is given back.
+            transfer.end()
         finally:
             await response.aclose()
 
