@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -186,3 +187,32 @@ class TestAThousandThatLeave:
 
     def kept(self, upstream: ScriptedUpstream) -> int:
         return sum(conn.sock.fileno() >= 0 for conn in upstream.connections)
+
+
+class TestAnExchangeThatEnded:
+    async def test_leaves_nothing_to_the_garbage_collector(self, proxy, upstream):
+        """What refers to itself in a circle is freed late, and looking for it takes a fifth of a small exchange."""
+        upstream.serve(answer)
+        running = await proxy(upstream.url)
+        async with await Downstream.connect(running.port) as downstream:
+            assert (await downstream.exchange("GET", "/warm")).complete
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    assert (await downstream.exchange("GET", "/warm")).complete
+                    assert (await downstream.exchange("POST", "/warm", body=b"x" * 1000)).complete
+                    await running.next_outcome()
+                await asyncio.sleep(0)
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                left = Counter(type(each).__name__ for each in gc.garbage if type(each).__module__.startswith(OURS))
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+        # The last one may not have been let go of yet.
+        assert all(count <= 2 for count in left.values()), left
+
+
+OURS = ("tornado_proxy", "tornado.")

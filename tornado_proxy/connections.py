@@ -69,7 +69,7 @@ class TornadoConnection:
         headers = connection._request_headers
         if headers is not None and ("Content-Length" in headers or "Transfer-Encoding" in headers):
             # Now, because a handler may answer before its body is begun.
-            _linger(connection)
+            _Linger(connection)
 
     def begin_body(self, has_body: bool) -> None:
         connection = self._connection
@@ -129,46 +129,59 @@ class TornadoConnection:
         stream.close()
 
 
-def _linger(connection: Any) -> None:
-    """Read on for a while when the response is complete before the request.
+class _Linger:
+    """Reads on for a while when the response is complete before the request.
 
     Tornado closes at once. What the client still sends then makes the kernel reset the connection, and the reset
     destroys the response's last bytes before they are read (RFC 9112 section 9.6). So let the server loop read on (it
     drops what it reads once the response is finished) until the body ends, which keeps the connection, or the time is
     up.
     """
-    end_request, finish = connection._finish_request, connection.finish
-    # Whether the connection was to be closed anyway, and not only because the body is still coming.
-    closing = False
 
-    def finish_noting_why() -> None:
-        nonlocal closing
-        closing = connection._disconnect_on_finish
-        finish()
+    __slots__ = ("_closing", "_connection", "_end_request", "_finish", "_until")
 
-    def end_with_care(future: Any) -> None:
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._end_request, self._finish = connection._finish_request, connection.finish
+        # Whether the connection was to be closed anyway, and not only because the body is still coming.
+        self._closing = False
+        self._until = 0.0
+        connection.finish = self._finish_noting_why
+        connection._finish_request = self._end_with_care
+
+    def _finish_noting_why(self) -> None:
+        self._closing = self._connection._disconnect_on_finish
+        self._finish()
+
+    def _end_with_care(self, future: Any) -> None:
+        connection = self._connection
         stream = connection.stream
         if connection._read_finished or stream is None or stream.closed():
-            end_request(future)
+            self._end(future)
             return
         loop = asyncio.get_running_loop()
+        self._until = loop.time() + LINGER_TIME
         # A quick upstream answers before the server loop has noticed that there is no more of the body: the next turn
         # or two of the loop show.
-        loop.call_soon(look, loop, loop.time() + LINGER_TIME, future, 0.0)
+        loop.call_soon(self._look, loop, future, 0.0)
 
-    def look(loop: asyncio.AbstractEventLoop, until: float, future: Any, wait: float) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, future: Any, wait: float) -> None:
+        connection = self._connection
         stream = connection.stream
         if connection._read_finished:
-            connection._disconnect_on_finish = closing
-        elif stream is not None and not stream.closed() and loop.time() < until:
-            if closing and wait:
+            connection._disconnect_on_finish = self._closing
+        elif stream is not None and not stream.closed() and loop.time() < self._until:
+            if self._closing and wait:
                 _half_close(stream)
-            loop.call_later(wait, look, loop, until, future, min(2 * wait + 0.0005, 0.05))
+            loop.call_later(wait, self._look, loop, future, min(2 * wait + 0.0005, 0.05))
             return
-        end_request(future)
+        self._end(future)
 
-    connection.finish = finish_noting_why
-    connection._finish_request = end_with_care
+    def _end(self, future: Any) -> None:
+        # What was put in their place refers to the connection, and would leave it to the garbage collector.
+        for name in ("finish", "_finish_request", "_read_body"):
+            self._connection.__dict__.pop(name, None)
+        self._end_request(future)
 
 
 def _cut_on_broken_body(connection: Any) -> None:

@@ -363,6 +363,7 @@ class Transfer:
     def _let_go(self) -> None:
         """Nobody needs to call us any more. What refers to itself in a circle waits for the garbage collector."""
         self.stream.on_drain = None
+        self._on_interim = None
         if self.upload is not None:
             self.upload.on_data = None
         if self.response is not None:
