@@ -167,7 +167,15 @@ class TestAThousandThatLeave:
         async with ScriptedUpstream(timeout=30) as upstream:
             upstream.serve(answer)
             starting = StandaloneProxy(
-                "--to", upstream.url, "--mount", f"/unread={unread.url}", "--client-options", "max_clients=20"
+                "--to",
+                upstream.url,
+                "--mount",
+                f"/unread={unread.url}",
+                "--client-options",
+                "max_clients=20",
+                # On a busy machine the slots that stalled uploads hold are given back late.
+                "--connect-timeout",
+                "30",
             )
             proxy = await asyncio.to_thread(starting.__enter__)
             try:
