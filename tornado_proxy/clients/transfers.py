@@ -30,7 +30,7 @@ class Transfer:
 
     def __init__(self, request: UpstreamRequest) -> None:
         self.request = request
-        self.origin, self.netloc, self.target = split_url(request.url)
+        self.origin, self.netloc, self.target = split_url(request.url, request.method)
         self.stream = BodyPipe(request.buffer_size)
         # Resolved with the response at the end of its head, or failed.
         self.head: asyncio.Future[UpstreamResponse] = asyncio.get_running_loop().create_future()
