@@ -72,6 +72,8 @@ class SimpleClient(TaskClient):
     async def transfer(self, transfer: Transfer) -> None:
         request = transfer.request
         reader, writer = await self._connection(transfer)
+        # Not in the task, whose turn comes later: the upstream may close a kept connection in between.
+        self._send_head(transfer, writer)
         # Set when the body may go: at once, when the upstream asks for it, or when it says nothing.
         asked = asyncio.Event()
         sending = asyncio.create_task(self._send(transfer, writer, asked))
@@ -131,8 +133,7 @@ class SimpleClient(TaskClient):
             self._idle[oldest].pop(0).writer.transport.abort()
         self._idle = {name: waiting for name, waiting in self._idle.items() if waiting}
 
-    async def _send(self, transfer: Transfer, writer: asyncio.StreamWriter, asked: asyncio.Event) -> bool:
-        """Send the request; return whether all of it is sent."""
+    def _send_head(self, transfer: Transfer, writer: asyncio.StreamWriter) -> None:
         request = transfer.request
         fields = transfer.fields
         if request.expect_continue:
@@ -142,6 +143,10 @@ class SimpleClient(TaskClient):
             *(f"{name}: {value}" if value else f"{name}:" for name, value in fields),
         ]
         writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    async def _send(self, transfer: Transfer, writer: asyncio.StreamWriter, asked: asyncio.Event) -> bool:
+        """Send the body; return whether all of it is sent."""
+        request = transfer.request
         if request.expect_continue:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asked.wait(), _CONTINUE_TIMEOUT)
