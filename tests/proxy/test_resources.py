@@ -78,16 +78,19 @@ class TestNoDescriptorsLeft:
         await is_served(proxy)
         fds = proxy.fds()
         clients = [await Downstream.connect(proxy.port) for _ in range(40)]
-        await until(lambda: proxy.fds() >= fds + 40, "all are accepted")
-        limit = proxy.fds() + 5
-        psutil.Process(proxy.pid).rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
-        for client in clients:
-            await client.request("GET", "/x")
-        statuses = [(await client.read_response()).status for client in clients]
-        assert set(statuses) <= {200, 502, 503}
-        assert 200 in statuses
-        for client in clients:
-            client.close()
+        try:
+            # One less, because the connection of the line before may not have been closed when it counted.
+            await until(lambda: proxy.fds() >= fds + 39, "all are accepted")
+            limit = proxy.fds() + 5
+            psutil.Process(proxy.pid).rlimit(psutil.RLIMIT_NOFILE, (limit, limit))
+            for client in clients:
+                await client.request("GET", "/x")
+            statuses = [(await client.read_response()).status for client in clients]
+            assert set(statuses) <= {200, 502, 503}
+            assert 200 in statuses
+        finally:
+            for client in clients:
+                client.close()
         assert await is_served(proxy) < 5
 
 
