@@ -14,7 +14,7 @@ LAYERS = [
     ["headers"],
     ["urls", "framing"],
     ["server.parser", "server.detach", "server.link"],
-    ["server.request"],
+    ["server.request", "server.application"],
     ["server.ending"],
     ["server.connection"],
     ["server.http1"],

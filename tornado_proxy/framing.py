@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.errors import BadRequest, InvalidResponse
-from tornado_proxy.headers import TOKEN
+from tornado_proxy.headers import TOKEN, lines_of
 
 # 10**18 - 1 fits a signed 64 bit integer, which is what libcurl and most upstreams count in.
 _MAX_LENGTH_DIGITS = 18
@@ -51,8 +51,9 @@ def request_framing(version: str, headers: HTTPHeaders) -> Framing:
     ``status_code`` 501 where the only fault is a transfer coding that we do not know; the connection must then
     be closed, because nobody knows where the next request starts.
     """
-    codings = headers.get_list("Transfer-Encoding")
-    lengths = headers.get_list("Content-Length")
+    fields = lines_of(headers)
+    codings = fields.get("Transfer-Encoding")
+    lengths = fields.get("Content-Length")
 
     # Steps 1 and 2 of section 6.3 are about responses. Neither field: a request without a body (step 7).
     if not codings and not lengths:
@@ -70,6 +71,7 @@ def request_framing(version: str, headers: HTTPHeaders) -> Framing:
         return CHUNKED
 
     # Steps 5 and 6: one length, however often it is repeated.
+    assert lengths is not None
     length = _parse_length(lengths)
     if length is None:
         raise BadRequest("request has an invalid Content-Length")
@@ -82,7 +84,7 @@ def expects_continue(version: str, headers: HTTPHeaders, framing: Framing) -> bo
     RFC 9110 section 10.1.1: an expectation in HTTP/1.0 is ignored, and one without a body means nothing. Other
     expectations are not ours to meet, and not forwarded.
     """
-    if "Expect" not in headers or version != "HTTP/1.1" or not framing.has_body:
+    if "Expect" not in lines_of(headers) or version != "HTTP/1.1" or not framing.has_body:
         return False
     return "100-continue" in [member.strip(" \t").lower() for member in headers["Expect"].split(",")]
 
@@ -104,9 +106,10 @@ def response_length(headers: HTTPHeaders) -> int | None:
     raises ``InvalidResponse`` (step 5), and so does a transfer coding other than one ``chunked``, because nobody knows
     how much of it the client undid; the upstream connection must then not be used again.
     """
-    lengths = headers.get_list("Content-Length")
-    if "Transfer-Encoding" in headers:
-        if [value.strip(" \t").lower() for value in headers.get_list("Transfer-Encoding")] != ["chunked"]:
+    fields = lines_of(headers)
+    lengths = fields.get("Content-Length")
+    if "Transfer-Encoding" in fields:
+        if [value.strip(" \t").lower() for value in fields["Transfer-Encoding"]] != ["chunked"]:
             raise InvalidResponse("upstream sent a Transfer-Encoding other than chunked")
         return None
     if not lengths:

@@ -24,6 +24,7 @@ from tornado_proxy.headers import (
     add_forwarded,
     add_via,
     add_x_forwarded,
+    lines_of,
     max_forwards,
     remove_hop_by_hop,
     request_headers,
@@ -42,6 +43,8 @@ _MAX_PASSES = 5
 _CONTENT_LENGTH = frozenset({"Content-Length"})
 _NOTHING: frozenset[str] = frozenset()
 _CREDENTIALS = ("Authorization", "Cookie")
+# The fields of a response that point at the upstream.
+_REFERENCES = frozenset({"Location", "Content-Location", "Refresh", "Set-Cookie"})
 
 
 @dataclass(slots=True)
@@ -79,7 +82,7 @@ def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServer
         if "Host" in headers:
             # The client writes the URL's, unless the next lines say otherwise.
             del headers["Host"]
-    if options.preserve_host_header and "Host" in source.headers:
+    if options.preserve_host_header and "Host" in lines_of(source.headers):
         headers["Host"] = inbound.target.authority or source.headers["Host"]
     if options.forwarded is not None:
         _add_forwarding(headers, options, inbound, source, trusted)
@@ -99,10 +102,10 @@ def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServer
 def _add_forwarding(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, trusted: bool
 ) -> None:
-    host = _public_host(inbound, source)
+    host, client = _public_host(inbound, source), source.remote_ip
     forwarding = Forwarding(
         # Tornado writes 0.0.0.0 for a unix-domain socket.
-        source.remote_ip if source.remote_ip not in (None, "0.0.0.0") else "unknown",
+        client if client is not None and client != "0.0.0.0" else "unknown",
         source.protocol,
         host,
         _port(host, source.protocol),
@@ -157,7 +160,9 @@ def clean_response(
         headers["Content-Length"] = str(length)
     if options.normalize_headers is not None:
         response.headers = headers = _normalized(options.normalize_headers, headers)
-    if options.rewrite_location or options.cookie_domain or options.cookie_path:
+    if (options.rewrite_location or options.cookie_domain or options.cookie_path) and not _REFERENCES.isdisjoint(
+        lines_of(headers)
+    ):
         _rewrite_references(headers, options, inbound, source, upstream)
     if options.via is not None:
         add_via(headers, response.version, options.via)
@@ -207,7 +212,9 @@ def _public_host(inbound: Inbound, source: HTTPServerRequest) -> str | None:
     RFC 9112 section 3.2.2: that in the target counts, whatever Host says. Not ``source.host``, which is Host, or an
     invention of Tornado's where HTTP/1.0 sent none.
     """
-    return inbound.target.authority or source.headers.get("Host") or None
+    if inbound.target.authority:
+        return inbound.target.authority
+    return (source.headers["Host"] or None) if "Host" in lines_of(source.headers) else None
 
 
 def _port(host: str | None, scheme: str) -> int | None:

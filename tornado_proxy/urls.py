@@ -10,6 +10,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.headers import DEFAULT_PORTS, tail_below
@@ -91,8 +92,7 @@ def parse_upstream(url: str, inbound_scheme: str | None = None) -> UpstreamURL:
     return UpstreamURL(_HTTP_SCHEMES[scheme], host, port, slash + path, query)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestTarget:
+class RequestTarget(NamedTuple):
     """The request-target of an inbound request, in parts.
 
     ``form`` is ``"origin"``, ``"absolute"`` or ``"asterisk"``. ``authority`` is what absolute-form names, which then

@@ -233,7 +233,7 @@ class Connection(EndingLink):
 
     def _ready(self, answer: Awaitable[None]) -> bool:
         """Return whether a delegate's answer lets us go on; if not, we go on when it is resolved."""
-        future = asyncio.ensure_future(answer)
+        future = answer if isinstance(answer, asyncio.Future) else asyncio.ensure_future(answer)
         if future.done():
             future.result()
             return True

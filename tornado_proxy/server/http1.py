@@ -16,7 +16,9 @@ from tornado.httpserver import _CallableAdapter
 from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate, HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import BaseAsyncIOLoop
+from tornado.routing import Router
 
+from tornado_proxy.server.application import RoutedRequest, routes_itself
 from tornado_proxy.server.connection import READ_AHEAD, Connection
 from tornado_proxy.server.request import RequestConnection
 
@@ -65,6 +67,7 @@ class HTTPServer:
         linger_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self.app = app
+        self._routes_itself = routes_itself(app)
         self.protocol = protocol
         self.max_header_size = max_header_size
         self.max_body_size = MAX_BODY_SIZE if max_body_size is None else max_body_size
@@ -193,6 +196,8 @@ class HTTPServer:
 
     def start_request(self, server_conn: object, request_conn: RequestConnection) -> HTTPMessageDelegate:
         """Return what takes the request."""
+        if self._routes_itself:
+            return RoutedRequest(cast(Router, self.app), server_conn, request_conn, request_conn.has_body)
         if isinstance(self.app, HTTPServerConnectionDelegate):
             return self.app.start_request(server_conn, request_conn)
         return _CallableAdapter(self.app, request_conn)

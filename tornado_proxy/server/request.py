@@ -15,6 +15,7 @@ from tornado.escape import native_str, utf8
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPOutputError, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
+from tornado_proxy.framing import NO_BODY
 from tornado_proxy.server.detach import closed_stream
 from tornado_proxy.server.link import Context
 from tornado_proxy.server.parser import RequestHead, connection_options
@@ -239,7 +240,12 @@ class RequestConnection(HTTPConnection):
             self._continued()
         link.write(_status_line(status, reason) + serialize(headers))
 
-    # -- for the connection
+    # -- for the server
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body was announced, be it an empty one."""
+        return self._head.framing is not NO_BODY
 
     @property
     def declared_length(self) -> int | None:
