@@ -47,7 +47,7 @@ from tornado_proxy.errors import (
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import reason_ok, response_may_have_body
 from tornado_proxy.handshake import Switched, check_upgrade, head_bytes, shake_hands
-from tornado_proxy.headers import body_changed, max_forwards, remove_range
+from tornado_proxy.headers import body_changed, lines_of, max_forwards, remove_range
 from tornado_proxy.heads import (
     Inbound,
     check_rewritten,
@@ -350,7 +350,7 @@ class Exchange:
         assert source.method is not None
         target = inbound.target
         headers = upstream_headers(options, inbound, source)
-        if "Range" in headers and self.downstream.hooked("filter_response_body"):
+        if "Range" in lines_of(headers) and self.downstream.hooked("filter_response_body"):
             # The filter needs all of it, and ranges of what it makes are not those of the upstream's body.
             remove_range(headers)
         return UpstreamRequest(

@@ -8,12 +8,12 @@ from email.utils import formatdate
 from time import time
 from typing import Any
 
-from tornado.httputil import HTTPHeaders
 from tornado.routing import PathMatches, RuleRouter
 from tornado.web import RequestHandler, stream_request_body
 
 from tornado_proxy.connections import server_connection
 from tornado_proxy.handling import CONTENT_TYPE, HandlerDownstream
+from tornado_proxy.headers import made_of
 from tornado_proxy.mixin import ProxyMixin
 from tornado_proxy.options import OptionError, ProxyOptions
 from tornado_proxy.urls import RequestTarget, mount_tail
@@ -86,9 +86,7 @@ class ProxyHandler(ProxyMixin, RequestHandler):
 
     def clear(self) -> None:
         """Reset headers and content, as Tornado does. Which software stands here is nobody's business."""
-        self._headers = HTTPHeaders()
-        self._headers["Content-Type"] = CONTENT_TYPE
-        self._headers["Date"] = _http_date(int(time()))
+        self._headers = made_of({"Content-Type": [CONTENT_TYPE], "Date": [_http_date(int(time()))]})
         self.set_default_headers()
         self._write_buffer = []
         self._status_code = 200

@@ -12,7 +12,7 @@ from typing import Any
 
 import tornado
 from tornado.concurrent import Future
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.web import RequestHandler
 
 from tornado_proxy.clients import default_client, shared_client
@@ -21,6 +21,7 @@ from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError, Tu
 from tornado_proxy.forwarder import Exchange, refuse
 from tornado_proxy.framing import NO_BODY, expects_continue, request_framing
 from tornado_proxy.handshake import wants_upgrade
+from tornado_proxy.headers import lines_of
 from tornado_proxy.heads import Inbound
 from tornado_proxy.messages import UpstreamResponse
 from tornado_proxy.options import HeadersMode, ProxyOptions
@@ -31,7 +32,8 @@ Split = Callable[[RequestTarget], tuple[str | None, str]]
 
 # Tornado's default headers, which are about an answer of the handler's own; see _merged.
 CONTENT_TYPE = "text/html; charset=UTF-8"
-_SERVER = f"TornadoServer/{tornado.version}"
+_CONTENT_TYPE = [CONTENT_TYPE]
+_SERVER = [f"TornadoServer/{tornado.version}"]
 
 # Seconds, for clients that heed Retry-After.
 _RETRY_AFTER = "1"
@@ -211,15 +213,31 @@ class HandlerDownstream:
         # Not set_status: it puts "Unknown" for a reason with "<" in it. This one was checked, and is not HTML here.
         handler._reason = response.reason
         handler._headers = headers = self._merged(response.headers, mode)
-        if "Content-Length" not in headers and self.request.version != "HTTP/1.1":
+        fields = lines_of(headers)
+        if "Content-Length" not in fields and self.request.version != "HTTP/1.1":
             # Tornado would keep the connection and the client wait for an end that never comes.
             self._connection.close_after_response()
-        if response.status in (204, 206, 304) or "no-transform" in headers.get("Cache-Control", ""):
+        if response.status in (204, 206, 304) or (
+            "Cache-Control" in fields and "no-transform" in headers["Cache-Control"]
+        ):
             # compress_response would make nonsense of a range, and a body of nothing.
             handler._transforms = []
         handler._write_buffer = [chunk] if chunk else []
-        written: Future[None] = handler.flush()
-        return written
+        flushed: Future[None]
+        if (
+            handler._transforms
+            or self.request.method == "HEAD"
+            or hasattr(handler, "_new_cookie")
+            or _overridden(handler.__class__, "flush", RequestHandler)
+        ):
+            flushed = handler.flush()
+            return flushed
+        # What is left of flush() without these.
+        handler._write_buffer = []
+        handler._headers_written = True
+        start_line = ResponseStartLine("", response.status, response.reason)
+        flushed = handler.request.connection.write_headers(start_line, headers, chunk)
+        return flushed
 
     def send_chunk(self, chunk: bytes) -> Future[None]:
         handler: RequestHandler = self.handler
@@ -291,16 +309,17 @@ class HandlerDownstream:
     def _merged(self, upstream: HTTPHeaders, mode: HeadersMode) -> HTTPHeaders:
         """Return the upstream's headers joined with those set on the handler before, Tornado's defaults left out."""
         own = self.handler._headers
+        fields = lines_of(own)
         # RFC 9110 section 6.6.1: a Date is added where the upstream sent none.
-        if "Date" in own:
-            if "Date" not in upstream:
+        if "Date" in fields:
+            if "Date" not in lines_of(upstream):
                 upstream["Date"] = own["Date"]
             del own["Date"]
-        if own.get("Content-Type") == CONTENT_TYPE:
+        if fields.get("Content-Type") == _CONTENT_TYPE:
             del own["Content-Type"]
-        if own.get("Server") == _SERVER:
+        if fields.get("Server") == _SERVER:
             del own["Server"]
-        if not own:
+        if not fields:
             return upstream
         merged = HTTPHeaders()
         for name, value in upstream.get_all():

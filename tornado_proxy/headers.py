@@ -127,6 +127,18 @@ def lines_of(headers: HTTPHeaders) -> dict[str, list[str]]:
     return headers._as_list
 
 
+def made_of(lines: dict[str, list[str]]) -> HTTPHeaders:
+    """Return headers of these lines, by name in the spelling of ``HTTPHeaders``; they are known to be sound.
+
+    Past the constructor, and past ``add()``, which looks at each name and value again: 3 us instead of 13 us for a
+    browser's 12 fields. What is filled in is all that the class of Tornado 6.6 holds; a test compares the two ways.
+    """
+    headers = HTTPHeaders.__new__(HTTPHeaders)
+    headers._as_list = lines
+    headers._combined_cache = {}
+    return headers
+
+
 def nominated(headers: HTTPHeaders) -> frozenset[str]:
     """Return the names that the Connection lines nominate, in the case of ``HTTPHeaders`` keys.
 
@@ -157,7 +169,7 @@ def parse_fields(lines: list[bytes]) -> HTTPHeaders:
             values[name].append(value.strip(" \t\r"))
         else:
             values[name] = [value.strip(" \t\r")]
-    return _made_of(values)
+    return made_of(values)
 
 
 def remove_hop_by_hop(headers: HTTPHeaders, drop: frozenset[str] = _NOTHING) -> None:
@@ -177,7 +189,7 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     field that names a client, scheme or path is dropped, because anyone can write it.
     """
     unwanted = _unwanted(nominated(inbound), _NOT_FORWARDED)
-    return _made_of(
+    return made_of(
         {
             name: lines.copy()
             for name, lines in inbound._as_list.items()
@@ -446,18 +458,6 @@ def _is_alias(name: str) -> bool:
     """
     name = _normalized(name.replace("_", "-"))
     return name in HOP_BY_HOP or name in _NOT_FORWARDED
-
-
-def _made_of(values: dict[str, list[str]]) -> HTTPHeaders:
-    """Return headers of these lines, by name in the spelling of ``HTTPHeaders``; they are known to be sound.
-
-    Past the constructor, and past ``add()``, which looks at each name and value again: 3 us instead of 13 us for a
-    browser's 12 fields. What is filled in is all that the class of Tornado 6.6 holds; a test compares the two ways.
-    """
-    headers = HTTPHeaders.__new__(HTTPHeaders)
-    headers._as_list = values
-    headers._combined_cache = {}
-    return headers
 
 
 def _put(headers: HTTPHeaders, name: str, value: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
 from pathlib import Path
 
 import pytest
 import websockets
 from tornado import web, websocket
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, ResponseStartLine
 from tornado.iostream import StreamClosedError
-from tornado.netutil import bind_unix_socket
+from tornado.netutil import bind_sockets, bind_unix_socket
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -169,6 +172,99 @@ class TestHandlers:
         writer.write(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert (await reader.read()).endswith(b"hello")
         writer.close()
+
+
+class TestRequests:
+    """What handlers see of a request, which is not made by Tornado's constructor here."""
+
+    QUERY = b"/x?a=1&b=%2F+x&a=2&empty=&flag&%e9=%ff"
+
+    @staticmethod
+    def seen(request: HTTPServerRequest) -> dict[str, object]:
+        names = ("method", "uri", "version", "path", "query", "body", "host", "host_name", "protocol", "remote_ip")
+        names += ("arguments", "query_arguments", "body_arguments", "files")
+        return {name: getattr(request, name) for name in names} | {"headers": list(request.headers.get_all())}
+
+    async def test_they_see_what_tornado_shows(self, serve):
+        requests = []
+
+        class Keep(web.RequestHandler):
+            def post(self):
+                requests.append(self.seen(self.request))
+
+            seen = staticmethod(TestRequests.seen)
+
+        app = web.Application([(r".*", Keep)])
+        tornados = HTTPServer(app)
+        sockets = bind_sockets(0, "127.0.0.1", socket.AF_INET)
+        tornados.add_sockets(sockets)
+        running = serve(app)
+        body = b"form=1&a=3"
+        heads = [
+            b"POST " + self.QUERY + b" HTTP/1.1\r\nHost: Example.COM:81\r\nX-A: 1\r\nX-A: 2\r\n",
+            b"POST /plain HTTP/1.0\r\n",
+        ]
+        for head in heads:
+            data = head + b"Connection: close\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+            data += b"Content-Length: %d\r\n\r\n" % len(body) + body
+            assert b" 200 OK" in await running.talk(data)
+            async with asyncio.timeout(5):
+                reader, writer = await asyncio.open_connection("127.0.0.1", sockets[0].getsockname()[1])
+                writer.write(data)
+                assert b" 200 OK" in await reader.read()
+                writer.close()
+            ours, theirs = requests[-2:]
+            assert ours == theirs
+        tornados.stop()
+        await tornados.close_all_connections()
+
+    async def test_arguments_are_parsed_when_a_handler_asks(self, serve, expect_log):
+        class Asking(web.RequestHandler):
+            def get(self):
+                self.write(self.get_query_argument("a") if self.request.path == "/asks" else b"not asked")
+
+        running = serve(web.Application([(r".*", Asking)], log_function=lambda handler: None))
+        fields = b"a&" * 1000 + b"a"
+        expect_log("invalid query: ")
+        tail = b" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        assert (await running.talk(b"GET /?" + fields + tail)).endswith(b"not asked")
+        assert (await running.talk(b"GET /asks?" + fields + tail)).startswith(b"HTTP/1.1 400 ")
+        assert (await running.talk(b"GET /asks?" + fields[2:] + tail)).startswith(b"HTTP/1.1 200 ")
+
+    async def test_hosts_are_told_apart(self, serve):
+        app = web.Application([(r"/", Sync)])
+        app.add_handlers(r"other\.example", [(r"/", Failing)])
+        assert b" 200 " in await serve(app).talk(b"GET / HTTP/1.1\r\nHost: one.example\r\nConnection: close\r\n\r\n")
+
+    async def test_a_start_request_of_ones_own_is_called(self, serve):
+        class Refusing(web.Application):
+            def start_request(self, server_conn, request_conn):
+                return Refusal(request_conn)
+
+        class Refusal(HTTPMessageDelegate):
+            def __init__(self, connection):
+                self.connection = connection
+
+            def finish(self):
+                headers = HTTPHeaders({"Content-Length": "0"})
+                self.connection.write_headers(ResponseStartLine("", 418, "I'm a teapot"), headers)
+                self.connection.finish()
+
+        answer = await serve(Refusing([(r"/", Sync)])).talk(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 418 ")
+
+    async def test_templates_are_read_anew_in_debug_mode(self, serve, tmp_path: Path):
+        class Page(web.RequestHandler):
+            def get(self):
+                self.render("page.html")
+
+        page = tmp_path / "page.html"
+        page.write_text("one")
+        app = web.Application([(r"/", Page)], template_path=str(tmp_path), compiled_template_cache=False)
+        running = serve(app)
+        assert (await running.talk(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))).endswith(b"one")
+        page.write_text("two")
+        assert (await running.talk(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))).endswith(b"two")
 
 
 class TestTunnels:

@@ -34,6 +34,8 @@ _CURES = {
 
 # One instance for each loop, class and set of options. Made on first use, so each forked process has its own.
 _shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, HTTPClient]] = weakref.WeakKeyDictionary()
+# The loop that asked last, and its instances: a weak dictionary takes its time.
+_last: tuple[asyncio.AbstractEventLoop, dict[object, HTTPClient]] | None = None
 
 
 @functools.cache
@@ -94,11 +96,18 @@ def shared_client(client: str | type[HTTPClient] | HTTPClient, options: dict[str
         if options:
             raise ValueError("client_options cannot be applied to a client that exists already")
         return client
+    global _last
     loop = asyncio.get_running_loop()
-    clients = _shared.get(loop)
-    if clients is None:
-        _close_abandoned()
-        clients = _shared[loop] = {}
+    # Read once: other threads may have loops too.
+    last = _last
+    if last is not None and last[0] is loop:
+        clients = last[1]
+    else:
+        if (of_loop := _shared.get(loop)) is None:
+            _close_abandoned()
+            of_loop = _shared[loop] = {}
+        clients = of_loop
+        _last = loop, clients
     key = (client, repr(sorted(options.items()))) if options else client
     found = clients.get(key)
     if found is None:
@@ -121,6 +130,8 @@ def close_clients() -> asyncio.Future[None]:
     Transfers end at once. What is returned is done when every connection is closed, for those who want to wait.
     Clients that you made yourself are yours to close.
     """
+    global _last
+    _last = None
     clients = list(_shared.pop(asyncio.get_running_loop(), {}).values())
     for client in clients:
         client.close()

@@ -16,6 +16,7 @@ from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPOutputError, Reque
 from tornado.iostream import IOStream, StreamClosedError
 
 from tornado_proxy.framing import NO_BODY
+from tornado_proxy.headers import lines_of
 from tornado_proxy.server.detach import closed_stream
 from tornado_proxy.server.link import Context
 from tornado_proxy.server.parser import RequestHead, connection_options
@@ -271,17 +272,18 @@ class RequestConnection(HTTPConnection):
     def _frame(self, code: int, headers: HTTPHeaders, link: Owner) -> None:
         """Decide how the client will see the end of the response (RFC 9112 section 6.3), and say so in ``headers``."""
         http11 = self._head.version == "HTTP/1.1"
+        fields = lines_of(headers)
         # Anew, because a head that could not be sent may be followed by another.
         self._chunked, self._left, self._until_close = False, None, False
         if 100 <= code < 200 or code == 204:
             # RFC 9110 section 8.6: no Content-Length here. There is no content either.
-            if "Content-Length" in headers:
+            if "Content-Length" in fields:
                 del headers["Content-Length"]
             self._left = 0
             self._upgraded = code == 101
         elif self._head.method == "HEAD" or code == 304:
             self._left = 0
-        elif "Content-Length" in headers:
+        elif "Content-Length" in fields:
             length = headers["Content-Length"]
             if not (length.isascii() and length.isdigit()):
                 raise ValueError(f"invalid Content-Length {length!r}")
@@ -292,7 +294,7 @@ class RequestConnection(HTTPConnection):
             self._until_close = self.closing = True
         if self._chunked:
             headers["Transfer-Encoding"] = "chunked"
-        elif "Transfer-Encoding" in headers:
+        elif "Transfer-Encoding" in fields:
             # Beside a length it would be a second framing, and HTTP/1.0 does not know it.
             del headers["Transfer-Encoding"]
 
@@ -301,7 +303,7 @@ class RequestConnection(HTTPConnection):
             self.closing = True
         if self._upgraded:
             return
-        if "Connection" in headers and "close" in connection_options(headers["Connection"]):
+        if "Connection" in fields and "close" in connection_options(headers["Connection"]):
             self.closing = True
         elif self.closing or link.draining:
             self.closing = True
@@ -325,8 +327,9 @@ class RequestConnection(HTTPConnection):
 
 def serialize(headers: HTTPHeaders) -> bytes:
     """Return the field lines and the empty line after them. Raises ``ValueError`` where one would end early."""
+    fields = lines_of(headers)
     try:
-        lines = ["", *[name + ": " + value for name, value in headers.get_all()], "", ""]
+        lines = ["", *[name + ": " + value for name, values in fields.items() for value in values], "", ""]
     except TypeError:
         # Tornado lets bytes pass.
         lines = ["", *[native_str(name) + ": " + native_str(value) for name, value in headers.get_all()], "", ""]

@@ -25,7 +25,7 @@ from tornado_proxy.errors import (
     UpstreamError,
 )
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.headers import parse_fields
+from tornado_proxy.headers import lines_of, parse_fields
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 
 log = logging.getLogger(__name__)
@@ -117,14 +117,14 @@ class CurlRequest(HTTPRequest):
 
 def _header_lines(request: UpstreamRequest) -> list[bytes]:
     """Return HTTPHEADER: the request's fields as they are, and those that libcurl would invent, suppressed."""
-    headers = request.headers
+    fields = lines_of(request.headers)
     # "Name;" sends an empty field, "Name:" none at all (CURLOPT_HTTPHEADER).
-    lines = [f"{name}: {value}" if value else f"{name};" for name, value in headers.get_all()]
+    lines = [f"{name}: {value}" if value else f"{name};" for name, values in fields.items() for value in values]
     # A callback-driven upload makes libcurl wait for "100 Continue" unless Expect is suppressed.
     lines.append("Expect: 100-continue" if request.expect_continue else "Expect:")
-    if "User-Agent" not in headers:
+    if "User-Agent" not in fields:
         lines.append("User-Agent:")
-    if "Accept" not in headers:
+    if "Accept" not in fields:
         lines.append("Accept:")
     if isinstance(request.body, BodyPipe) and request.body.length is None:
         lines.append("Transfer-Encoding: chunked")
@@ -264,8 +264,9 @@ class Transfer:
         match = _STATUS_LINE.fullmatch(lines[0])
         if match is None:
             return self._refuse(f"sent an invalid status line: {lines[0][:80]!r}")
-        version, code, reason = (part.decode("latin-1") for part in match.groups(b""))
-        status = int(code)
+        code = match[2]
+        status, version = int(code), match[1].decode("latin-1")
+        reason = "" if match[3] is None else match[3].decode("latin-1")
         if 100 <= status < 200 and status != 101:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
