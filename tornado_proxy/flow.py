@@ -1,8 +1,8 @@
 """BodyPipe: bounded bytes between one producer and one consumer. The only back-pressure code in the package.
 
-A producer that can wait awaits what :meth:`BodyPipe.write` returns; one that cannot (libcurl's write callback) looks
-at :attr:`BodyPipe.full` first and resumes when ``on_drain`` is called. A consumer that can wait awaits
-:meth:`BodyPipe.read`; one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when
+A producer that can wait awaits what :meth:`BodyPipe.write` returns; one that cannot (libcurl's write callback) offers
+its chunk (:meth:`BodyPipe.offer`) and keeps what is not taken until ``on_drain`` is called. A consumer that can wait
+awaits :meth:`BodyPipe.read`; one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when
 ``on_data`` is called.
 
 Rule for editors: nothing here runs the other side's code except ``on_data`` and ``on_drain``. They are called at most
@@ -17,15 +17,16 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-# Bytes that read() joins small chunks to.
-_READ_SIZE = 64 * 1024
+# Bytes that read() joins small chunks to. A system call for each 64 KiB would cost more than all the rest.
+_READ_SIZE = 256 * 1024
 
 
 class BodyPipe:
     """A body on its way, with at most about ``limit`` bytes held.
 
     The limit is soft by one chunk: a write is accepted whole whenever the pipe is below its limit, so that no chunk is
-    ever split or copied to enforce it.
+    ever split or copied to enforce it. What :meth:`read` has returned counts until the next :meth:`read`: a consumer
+    that is held up holds it.
 
     The body ends in exactly one of two ways: :meth:`close` (complete) or :meth:`fail` (broken). After either, writes
     are dropped. Both may be called again; the first call counts.
@@ -35,6 +36,7 @@ class BodyPipe:
         "_chunks",
         "_discarded",
         "_ended",
+        "_out",
         "_reader",
         "_starved",
         "_stuffed",
@@ -54,7 +56,7 @@ class BodyPipe:
         self.limit = limit
         # What the producer announced (Content-Length), or None. Not enforced here: framing is the two ends' business.
         self.length = length
-        # Bytes held now, and bytes that were ever accepted.
+        # Bytes held now, and bytes that were ever accepted. What the consumer has, and may still hold, is in neither.
         self.size = 0
         self.total = 0
         # When bytes last came in and went out, in loop time.
@@ -68,22 +70,31 @@ class BodyPipe:
         self._chunks: deque[bytes] = deque()
         self._ended = False
         self._discarded = 0
+        # Bytes that the last read() returned.
+        self._out = 0
         # The consumer that awaits read(), and the producer that awaits what write() returned.
         self._reader: Future[None] | None = None
         self._writer: Future[None] | None = None
-        # take() found nothing; `full` was seen.
+        # take() found nothing; offer() took nothing.
         self._starved = False
         self._stuffed = False
 
     # -- the producer's side
 
-    @property
-    def full(self) -> bool:
-        """Whether to hold back. After ``True``, ``on_drain`` will be called, or the consumer aborts."""
-        if self.size >= self.limit and not self._ended:
-            self._stuffed = True
+    def offer(self, chunk: bytes) -> bool:
+        """Accept ``chunk``, or return ``False``: ``on_drain`` will be called, or the consumer aborts."""
+        if self._ended:
             return True
-        return False
+        if self.size + self._out >= self.limit:
+            self._stuffed = True
+            return False
+        self._chunks.append(chunk)
+        self.size += len(chunk)
+        self.total += len(chunk)
+        self.last_write = monotonic()
+        if self._reader is not None or self._starved:
+            self._wake_consumer()
+        return True
 
     def write(self, chunk: bytes) -> Future[None] | None:
         """Accept ``chunk``; return ``None`` (go on) or a future that is done when there is room again."""
@@ -94,7 +105,7 @@ class BodyPipe:
         self.total += len(chunk)
         self.last_write = monotonic()
         self._wake_consumer()
-        if self.size < self.limit:
+        if self.size + self._out < self.limit:
             return None
         if self._writer is None:
             self._writer = get_running_loop().create_future()
@@ -120,6 +131,11 @@ class BodyPipe:
         """Whether :meth:`close` or :meth:`fail` was called; bytes may still be held."""
         return self._ended
 
+    @property
+    def held(self) -> int:
+        """Bytes that count against ``limit``."""
+        return self.size + self._out
+
     # -- the consumer's side
 
     @property
@@ -135,8 +151,10 @@ class BodyPipe:
     async def read(self) -> bytes:
         """Return what is held, waiting for the first byte; ``b""`` is the end. Raises the error of :meth:`fail`.
 
-        Small chunks come joined, up to 64 KiB.
+        Small chunks come joined, up to 256 KiB.
         """
+        if self._out:
+            self._let_go()
         while not self._chunks:
             if self._ended:
                 if self.error is not None:
@@ -151,6 +169,8 @@ class BodyPipe:
 
     def read_nowait(self) -> bytes:
         """Return what :meth:`read` would, or nothing where it would wait."""
+        if self._out:
+            self._let_go()
         return self._pop() if self._chunks else b""
 
     def take(self, limit: int) -> bytes | None:
@@ -183,6 +203,12 @@ class BodyPipe:
         self.size = 0
         self._wake_producer()
 
+    def _let_go(self) -> None:
+        """The consumer asks for more, so it is done with what it had."""
+        self._out = 0
+        if self.size < self.limit:
+            self._wake_producer()
+
     def _pop(self) -> bytes:
         chunks = self._chunks
         data = chunks.popleft()
@@ -195,9 +221,8 @@ class BodyPipe:
                 several.append(chunks.popleft())
             data = b"".join(several)
         self.size -= len(data)
+        self._out = len(data)
         self.last_read = monotonic()
-        if self.size < self.limit:
-            self._wake_producer()
         return data
 
     def _wake_consumer(self) -> None:

@@ -11,12 +11,23 @@ class TestWriting:
     async def test_below_the_limit_the_producer_goes_on(self):
         assert BodyPipe(10).write(b"123456789") is None
 
-    async def test_at_the_limit_it_waits_until_the_consumer_has_read(self):
+    async def test_at_the_limit_it_waits_until_the_consumer_is_done_with_what_it_has_read(self):
         pipe = BodyPipe(10)
         room = pipe.write(b"0123456789")
         assert not room.done()
         assert await pipe.read() == b"0123456789"
-        assert room.done()
+        assert (pipe.held, room.done()) == (10, False)
+        reader = asyncio.ensure_future(pipe.read())
+        await room
+        assert pipe.held == 0
+        assert pipe.write(b"a") is None
+        assert await reader == b"a"
+
+    async def test_what_is_taken_is_out_of_the_pipe_at_once(self):
+        pipe = BodyPipe(10)
+        room = pipe.write(b"0123456789")
+        assert pipe.take(1) == b"0"
+        assert (pipe.held, room.done()) == (9, True)
 
     async def test_after_the_end_bytes_are_dropped(self):
         pipe = BodyPipe(10)
@@ -81,14 +92,24 @@ class TestCallbacks:
         assert calls == ["data"]
         assert pipe.take(1) == b""
 
-    async def test_full_asks_to_be_called_when_there_is_room(self):
+    async def test_an_offer_that_is_refused_is_called_for_when_there_is_room(self):
         pipe, calls = BodyPipe(2), []
         pipe.on_drain = lambda: calls.append("drain")
-        pipe.write(b"ab")
-        assert pipe.full
-        await pipe.read()
+        assert pipe.offer(b"ab")
+        assert not pipe.offer(b"c")
+        assert await pipe.read() == b"ab"
+        assert (calls, pipe.offer(b"c")) == ([], False)
+        reader = asyncio.ensure_future(pipe.read())
+        await asyncio.sleep(0)
         assert calls == ["drain"]
-        assert not pipe.full
+        assert pipe.offer(b"c")
+        assert await reader == b"c"
+
+    async def test_an_offer_after_the_end_is_dropped(self):
+        pipe = BodyPipe(2)
+        pipe.close()
+        assert pipe.offer(b"late")
+        assert (pipe.total, await pipe.read()) == (0, b"")
 
 
 class TestCounts:

@@ -47,6 +47,7 @@ class Server(Protocol):
     draining: bool
     protocol: str | None
     buffer: memoryview
+    buffer_ahead: memoryview
     max_header_size: int
     max_body_size: int
     header_timeout: float

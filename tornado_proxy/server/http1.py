@@ -19,7 +19,7 @@ from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import Router
 
 from tornado_proxy.server.application import RoutedRequest, routes_itself
-from tornado_proxy.server.connection import READ_AHEAD, Connection
+from tornado_proxy.server.connection import READ_AHEAD, RECEIVE_SIZE, Connection
 from tornado_proxy.server.request import RequestConnection
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ class HTTPServer:
         self.linger_bytes = linger_bytes
         self._tls = _server_context(ssl_options)
         # Every connection reads into this, and takes its bytes out before another one's turn.
-        self.buffer = memoryview(bytearray(READ_AHEAD))
+        self.buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self.buffer_ahead = self.buffer[:READ_AHEAD]
         # No connection takes another request.
         self.draining = False
         self._listening: set[socket.socket] = set()

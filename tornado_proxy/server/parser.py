@@ -123,6 +123,16 @@ class SizedBody:
         # All of it has been read.
         self.done = not length
 
+    def holds(self, size: int) -> bool:
+        """Return whether the next ``size`` bytes are content, all of them."""
+        return size <= self._left
+
+    def take_all(self, data: memoryview) -> bytes:
+        """Return all of ``data``, which the body :meth:`holds`."""
+        self._left -= len(data)
+        self.done = not self._left
+        return bytes(data)
+
     def take(self, data: bytearray) -> bytes:
         """Remove from the front of ``data`` what belongs to the body, and return it."""
         if len(data) <= self._left:
@@ -148,6 +158,15 @@ class ChunkedBody:
         self._left = 0
         self._trailers = False
         self._overhead = 0
+
+    def holds(self, size: int) -> bool:
+        """Return whether the next ``size`` bytes are content, all of them: within a chunk."""
+        return size <= self._left - 2
+
+    def take_all(self, data: memoryview) -> bytes:
+        """Return all of ``data``, which the body :meth:`holds`."""
+        self._left -= len(data)
+        return bytes(data)
 
     def take(self, data: bytearray) -> bytes:
         """Remove what can be read from the front of ``data`` and return the content in it, perhaps of several chunks.

@@ -29,6 +29,9 @@ _HTTP_VERSIONS = {
 # such a limit, and this is libcurl's own.
 _CONTINUE_TIMEOUT = 1000
 
+# Bytes.
+_KEPT_BY_MALLOC = 4 * 1024 * 1024
+
 
 def _nobody(*_: object) -> None:
     """Stand for the transfer of a handle that has none."""
@@ -57,6 +60,9 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._soon: asyncio.Handle | None = None
+        # A block that was taken and given back teaches glibc to keep twice as much at the end of its heap (mallopt(3),
+        # M_TRIM_THRESHOLD). By itself it would return what each chunk leaves there, and take it anew for the next.
+        bytes(_KEPT_BY_MALLOC // 2)
         # Tornado's own adds a handle and removes it, so our callbacks run from here on.
         self._closed = False
         super().initialize(max_clients=0)
@@ -264,9 +270,10 @@ class CurlDriver(CurlAsyncHTTPClient):
         set_(pycurl.EXPECT_100_TIMEOUT_MS, _CONTINUE_TIMEOUT)
         # Seconds; a stream may last for days. What is silent is ended by the forwarder.
         set_(pycurl.TIMEOUT_MS, 0)
-        # Bytes for each callback. libcurl's own is 16 KiB; fewer and larger ones carry more a second, and this is still
-        # well below what a pipe holds.
-        set_(pycurl.BUFFERSIZE, 64 * 1024)
+        # Bytes to receive at a time; each time the upstream is woken, to send more. libcurl's own is 16 KiB. What a
+        # pause finds in there is kept beside what the pipe holds, so not more than that. And bytes to send.
+        set_(pycurl.BUFFERSIZE, 256 * 1024)
+        set_(pycurl.UPLOAD_BUFFERSIZE, 128 * 1024)
         set_(pycurl.TCP_NODELAY, 1)
         set_(pycurl.TCP_KEEPALIVE, 1)
         set_(pycurl.MAXAGE_CONN, options.max_idle_seconds)

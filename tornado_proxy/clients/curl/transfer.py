@@ -234,12 +234,10 @@ class Transfer:
 
     def on_chunk(self, chunk: bytes) -> int | None:
         """Take one piece of body, or none of it: libcurl keeps it until the transfer is resumed."""
-        stream = self.stream
-        if stream.full:
-            self._recv_paused = True
-            return int(pycurl.WRITEFUNC_PAUSE)
-        stream.write(chunk)
-        return None
+        if self.stream.offer(chunk):
+            return None
+        self._recv_paused = True
+        return int(pycurl.WRITEFUNC_PAUSE)
 
     def on_read(self, limit: int) -> bytes | int:
         """Give up to ``limit`` bytes of the upload; ``b""`` is its end."""
