@@ -383,8 +383,12 @@ class Exchange:
 
     async def _send(self, request: UpstreamRequest) -> UpstreamResponse:
         upload = request.body if isinstance(request.body, BodyPipe) else None
-        self._watchdog.request_started(upload, self.outcome.upstream or "")
-        if request.upgrade and self.inbound.upgrade:
+        handshake = request.upgrade and self.inbound.upgrade
+        connecting = handshake or self.client.capabilities.tells_sending
+        self._watchdog.request_started(upload, self.outcome.upstream or "", connecting=connecting)
+        if connecting:
+            request.on_sending = self._watchdog.sending_began
+        if handshake:
             response = await shake_hands(request, self.options.client_options)
         else:
             response = await self.client.send(request)

@@ -110,6 +110,8 @@ async def shake_hands(request: UpstreamRequest, client_options: Mapping[str, Any
             headers = HTTPHeaders({"Host": netloc})
             for name, value in request.headers.get_all():
                 headers.add(name, value)
+        if request.on_sending is not None:
+            request.on_sending()
         room = side.write(head_bytes(f"{request.method} {target} HTTP/1.1", headers))
         if room is not None:
             await room

@@ -43,6 +43,8 @@ class UpstreamRequest:
     expect_continue: bool = False
     # Called from the loop with status, reason and headers of each interim response, before the final one is there.
     on_interim: Callable[[int, str, HTTPHeaders], None] | None = None
+    # Called by a client that can tell when it has a connection and begins to send; it must not call the client.
+    on_sending: Callable[[], None] | None = None
     # Ask the upstream to switch to websocket. Set for a handshake; a hook may clear it to have a plain request sent.
     upgrade: bool = False
 

@@ -3,9 +3,10 @@
 Which limit applies follows from whom the exchange is waiting for, so that nobody is blamed for another's slowness:
 
 1. writing downstream is blocked: ``write_timeout`` without progress; the upstream, which we hold back, is not timed.
-2. the request is not sent yet: ``idle_timeout`` without a byte; the side that keeps us waiting is at fault.
-3. the request is sent, no head yet: ``response_timeout`` from the last byte sent.
-4. the body is coming: ``idle_timeout`` without a byte either way.
+2. there is no connection yet: nothing here, the client keeps ``connect_timeout``.
+3. the request is not sent yet: ``idle_timeout`` without a byte; the side that keeps us waiting is at fault.
+4. the request is sent, no head yet: ``response_timeout`` from the last byte sent.
+5. the body is coming: ``idle_timeout`` without a byte either way.
 
 ``total_timeout`` applies always. Times are the loop's, which is monotonic: a clock that is set does not matter.
 
@@ -79,6 +80,7 @@ class Watchdog:
 
     __slots__ = (
         "_blocked_since",
+        "_connecting",
         "_due",
         "_has_left",
         "_last_unsent",
@@ -124,6 +126,7 @@ class Watchdog:
         self.response: UpstreamResponse | None = None
         self.upstream: str | None = None
         self.sending = False
+        self._connecting = False
         self._sent_at = self._started
         # Blocked writing downstream since then; None while not.
         self._blocked_since: float | None = None
@@ -132,16 +135,23 @@ class Watchdog:
             # The others begin with the request.
             self._enter_nursery()
 
-    def request_started(self, upload: BodyPipe | None, upstream: str) -> None:
-        """An attempt begins: time its sending and its head."""
+    def request_started(self, upload: BodyPipe | None, upstream: str, *, connecting: bool = False) -> None:
+        """An attempt begins: time its sending and its head; if ``connecting``, from :meth:`sending_began` on."""
         self.upload = upload
         self.upstream = upstream
         self.sending = True
+        self._connecting = connecting
         self._sent_at = self._loop.time()
         if self._nursery is None:
             self._enter_nursery()
         else:
             self._arm()
+
+    def sending_began(self) -> None:
+        """There is a connection, and the request goes out on it."""
+        self._connecting = False
+        self._sent_at = self._loop.time()
+        self._arm()
 
     def upload_blocked(self) -> None:
         """The upstream does not take the body as fast as it comes, so nobody reads from the downstream."""
@@ -251,6 +261,9 @@ class Watchdog:
             return None
         if self.response is None:
             upload = self.upload
+            if self._connecting:
+                waiting = upload is not None and upload.size
+                return (self._loop.time() + _LOOK, None) if waiting else None
             if upload is not None and not (upload.ended and not upload.size):
                 return self._upload_deadline(upload)
             if options.response_timeout is None:
@@ -291,7 +304,7 @@ class Watchdog:
         limit = self._options.idle_timeout
         if limit is None:
             return None
-        if stream.size >= stream.limit or stream.ended:
+        if stream.held >= stream.limit or stream.ended:
             # We hold the upstream back, or it is done: its silence is ours.
             return self._loop.time() + limit, None
         last = max(self._sent_at, stream.last_write)

@@ -96,6 +96,14 @@ class Heads(Suite):
         assert await within(response.stream.read(), "the end") == b""
         assert response.timings["head"] <= response.timings["upstream"]
 
+    async def test_it_says_when_it_begins_to_send_if_it_can(self, client, can, upstream):
+        told = []
+        for number in (1, 2):
+            request = request_for("GET", upstream.url + "/x", on_sending=lambda: told.append("sending"))
+            _, response = await begun(client, upstream, request)
+            assert told == ["sending"] * (number if can.tells_sending else 0)
+            response.abort()
+
     @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
     async def test_any_method_has_an_answer(self, client, upstream, method):
         sending = asyncio.ensure_future(client.send(request_for(method, upstream.url + "/x")))

@@ -118,6 +118,52 @@ class TestResponseTimeout:
         assert (await downstream.read_response()).status == 504
         await conn.closed()
 
+    async def test_the_wait_for_a_free_client_does_not_count(self, proxy, upstream):
+        running = await proxy(upstream.url, response_timeout=LIMIT, client_options={"max_clients": 1})
+        first = await running.ask("GET", "/first")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, [("Content-Length", "3")])
+        await first.read_head()
+        second = await running.ask("GET", "/second")
+        # Here time is the subject.
+        await asyncio.sleep(2 * LIMIT)
+        await conn.send(b"one")
+        assert await first.read_body() == b"one"
+        assert (await conn.read_request()).target == "/second"
+        await conn.respond(200, body=b"two")
+        assert (await second.read_response()).body == b"two"
+
+    async def test_it_counts_after_a_wait_for_a_free_client(self, proxy, upstream, expect_log):
+        expect_log("no answer within")
+        running = await proxy(upstream.url, response_timeout=LIMIT, client_options={"max_clients": 1})
+        first = await running.ask("GET", "/first")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, [("Content-Length", "3")])
+        await first.read_head()
+        second = await running.ask("GET", "/second")
+        await asyncio.sleep(2 * LIMIT)
+        await conn.send(b"one")
+        await conn.read_request()
+        with Elapsed():
+            assert (await second.read_response()).status == 504
+        await conn.closed()
+
+    async def test_a_client_that_leaves_while_its_request_waits_is_noticed(self, proxy, upstream):
+        running = await proxy(upstream.url, client_options={"max_clients": 1})
+        first = await running.ask("GET", "/first")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, [("Content-Length", "3")])
+        await first.read_head()
+        second = await running.connect()
+        await second.send(upload_head("chunked"))
+        await until(send_until_stalled(second.sock, chunk(PIECE)), "nobody reads the upload")
+        # What was sent last waits in its own kernel, and so would the end of a connection that is closed.
+        second.reset()
+        outcome = await running.next_outcome()
+        assert (outcome.status, str(outcome.side)) == (499, "downstream")
+        await conn.send(b"one")
+        assert await first.read_body() == b"one"
+
     async def test_a_slow_upload_does_not_count(self, proxy, upstream):
         running = await proxy(upstream.url, response_timeout=LIMIT)
         downstream = await running.connect()

@@ -42,6 +42,8 @@ class Capabilities:
     # A body that only the connection's end delimits, cut under TLS without the end that TLS has, is known for cut.
     sees_tls_cut: bool = True
     unix_socket: bool = True
+    # on_sending is called; without this, response_timeout counts the wait for a connection too.
+    tells_sending: bool = False
     http2: bool = False
     http3: bool = False
 

@@ -51,7 +51,7 @@ class _Idle:
 class SimpleClient(TaskClient):
     """Pure Python, HTTP/1.1."""
 
-    capabilities = Capabilities(sees_tls_cut=False)
+    capabilities = Capabilities(sees_tls_cut=False, tells_sending=True)
 
     def __init__(self, **options: Any) -> None:
         self._settings = PoolSettings.parse("simple", options)
@@ -74,6 +74,8 @@ class SimpleClient(TaskClient):
         reader, writer = await self._connection(transfer)
         # Not in the task, whose turn comes later: the upstream may close a kept connection in between.
         self._send_head(transfer, writer)
+        if request.on_sending is not None:
+            request.on_sending()
         # Set when the body may go: at once, when the upstream asks for it, or when it says nothing.
         asked = asyncio.Event()
         sending = asyncio.create_task(self._send(transfer, writer, asked))

@@ -150,6 +150,7 @@ class Transfer:
         "_interim",
         "_lines",
         "_on_interim",
+        "_on_sending",
         "_recv_paused",
         "_send_paused",
         "_sends",
@@ -188,6 +189,7 @@ class Transfer:
         self._expecting = request.expect_continue
         self._answered_417 = False
         self._on_interim = request.on_interim
+        self._on_sending = request.on_sending
         self._driver = driver
         self._lines: list[bytes] = []
         self._interim = 0
@@ -209,6 +211,8 @@ class Transfer:
             return int(pycurl.PREREQFUNC_ABORT)
         self._connection = (local_port, (ip, port))
         if self._driver.sockets.is_quiet(*self._connection):
+            if self._on_sending is not None:
+                self._on_sending()
             return int(pycurl.PREREQFUNC_OK)
         self.error = UpstreamClosed(
             f"upstream {self.origin} closed a kept-alive connection", phase=Phase.CONNECT, upstream=self.origin
@@ -362,7 +366,7 @@ class Transfer:
     def _let_go(self) -> None:
         """Nobody needs to call us any more. What refers to itself in a circle waits for the garbage collector."""
         self.stream.on_drain = None
-        self._on_interim = None
+        self._on_interim = self._on_sending = None
         if self.upload is not None:
             self.upload.on_data = None
         if self.response is not None:
