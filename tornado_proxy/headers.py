@@ -93,6 +93,10 @@ _NOTHING: frozenset[str] = frozenset()
 # heads of 64 KB in a cache would hold hundreds of megabytes.
 _REMEMBERED = 256
 
+# How many names are remembered as they came, and how long ones. Others choose them, so there must be an end.
+_MOST_NAMES = 1000
+_LONGEST_NAME = 64
+
 # These describe the exact bytes of a body (RFC 9530, RFC 3230, RFC 2616 section 14.15).
 _DIGESTS = ("Content-Md5", "Digest", "Content-Digest", "Repr-Digest")
 
@@ -103,6 +107,27 @@ _PATH_REFERENCE = re.compile(r"(/[^?#]*)(.*)", re.DOTALL)
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@\\\s]+))(?::([0-9]{0,5}))?")
 # At most one way to match each character, so that it cannot backtrack far.
 _REFRESH = re.compile(r"([\s0-9.]*(?:[;,]\s*)?url\s*=\s*)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+def spelled(name: str) -> str:
+    """Return ``name`` as ``HTTPHeaders`` spells it."""
+    return "-".join([word.capitalize() for word in name.split("-")])
+
+
+class Spelling(dict[str, str]):
+    """Names as they came, and how ``HTTPHeaders`` spells them. The first are remembered, unless they are long.
+
+    Clients and upstreams have one each, so that the ones cannot fill the others'.
+    """
+
+    def __missing__(self, name: str) -> str:
+        proper = spelled(name)
+        if len(self) < _MOST_NAMES and len(name) <= _LONGEST_NAME:
+            self[name] = proper
+        return proper
+
+
+_spelling_upstream = Spelling()
 
 
 class UpstreamBase(Protocol):
@@ -162,9 +187,10 @@ def parse_fields(lines: list[bytes]) -> HTTPHeaders:
         raise ValueError("a header line is malformed")
     values: dict[str, list[str]] = {}
     # Not splitlines(), which knows more ends of a line than HTTP does.
+    spelling = _spelling_upstream
     for line in block.decode("latin-1").split("\n")[:-1]:
         name, _, value = line.partition(":")
-        name = _normalized(name)
+        name = spelling[name]
         if name in values:
             values[name].append(value.strip(" \t\r"))
         else:
@@ -206,7 +232,7 @@ def is_forwarding_field(name: str) -> bool:
     ``X_Real_IP`` counts as well: CGI and WSGI upstreams cannot tell it from ``X-Real-IP``.
     """
     if "_" in name:
-        name = _normalized(name.replace("_", "-"))
+        name = spelled(name.replace("_", "-"))
     return name in _FORWARDING or name.startswith("X-Forwarded-")
 
 
@@ -418,23 +444,13 @@ def rewrite_set_cookie(
     return ";".join(parts)
 
 
-def _normalized(name: str) -> str:
-    """Return ``name`` as ``HTTPHeaders`` spells it. The long ones are not remembered: whoever sends them pays."""
-    return _spelling(name) if len(name) <= 64 else _spelling.__wrapped__(name)
-
-
-@lru_cache(maxsize=1024)
-def _spelling(name: str) -> str:
-    return "-".join([word.capitalize() for word in name.split("-")])
-
-
 @lru_cache(maxsize=64)
 def _nominated_by(value: str) -> frozenset[str]:
     return _names_in(value)
 
 
 def _names_in(value: str) -> frozenset[str]:
-    names = {_normalized(name.strip(" \t")) for name in value.split(",")}
+    names = {spelled(name.strip(" \t")) for name in value.split(",")}
     return frozenset(name for name in names if name and _may_be_nominated(name))
 
 
@@ -456,7 +472,7 @@ def _is_alias(name: str) -> bool:
 
     CGI and WSGI upstreams cannot tell the two, and so could take it for the framing.
     """
-    name = _normalized(name.replace("_", "-"))
+    name = spelled(name.replace("_", "-"))
     return name in HOP_BY_HOP or name in _NOT_FORWARDED
 
 

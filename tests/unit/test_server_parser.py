@@ -46,8 +46,8 @@ class TestHeaders:
 
         for n in range(3000):
             parse_head(f"GET / HTTP/1.0\r\nx-{n}: 1\r\n{'y' * 100}{n}: 2")
-        assert len(parser._names) <= 1000
-        assert max(map(len, parser._names)) <= 64
+        assert len(parser._spelling) <= 1000
+        assert max(map(len, parser._spelling)) <= 64
 
 
 class TestBodies:

@@ -16,7 +16,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.errors import BadRequest, BodyTooLarge
 from tornado_proxy.framing import NO_BODY, Framing, request_framing
-from tornado_proxy.headers import lines_of, made_of
+from tornado_proxy.headers import Spelling, lines_of, made_of
 
 # RFC 9110 sections 5.6.2 and 5.5. Possessive ("++"), so that a head of 64 KB costs one pass even where it is bad.
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
@@ -45,9 +45,7 @@ _MAX_OVERHEAD = 16 * 1024
 
 _NO_OPTIONS: frozenset[str] = frozenset()
 
-# How many names are remembered as they came, and how long ones. Clients choose them, so there must be an end.
-_MAX_NAMES = 1000
-_MAX_NAME_LENGTH = 64
+_spelling = Spelling()
 
 
 @dataclass(slots=True)
@@ -238,26 +236,13 @@ def body_too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"body of the request is larger than {limit} bytes")
 
 
-class _Names(dict[str, str]):
-    """Field names as they came -> as HTTPHeaders spells them. The common ones are looked up once."""
-
-    def __missing__(self, name: str) -> str:
-        normal = "-".join([word.capitalize() for word in name.split("-")])
-        if len(self) < _MAX_NAMES and len(name) <= _MAX_NAME_LENGTH:
-            self[name] = normal
-        return normal
-
-
-_names = _Names()
-
-
 def _headers(lines: str) -> HTTPHeaders:
     """Build the headers from field lines that match the grammar, each after its CR LF."""
     values: dict[str, list[str]] = {}
-    names = _names
+    spelling = _spelling
     for line in lines.split("\r\n")[1:]:
         name, _, value = line.partition(":")
-        name = names[name]
+        name = spelling[name]
         if name in values:
             values[name].append(value.strip(" \t"))
         else:

@@ -81,17 +81,6 @@ class Driver(Protocol):
     def cancel(self, transfer: Transfer) -> None: ...
 
 
-_DEFAULTS = vars(
-    HTTPRequest(
-        "http://localhost/",
-        request_timeout=0,
-        follow_redirects=False,
-        decompress_response=False,
-        allow_nonstandard_methods=True,
-    )
-)
-
-
 class CurlRequest(HTTPRequest):
     """Tornado's request, with what it cannot say: a raw target, a streamed upload, a transfer in progress.
 
@@ -100,8 +89,8 @@ class CurlRequest(HTTPRequest):
     """
 
     def __init__(self, transfer: Transfer, request: UpstreamRequest, origin: str, target: str) -> None:
-        # Not super().__init__(), which would set each of its forty attributes, and make headers to throw away.
-        self.__dict__.update(_DEFAULTS)
+        # Not super().__init__(), which would set each of its forty attributes, and make headers to throw away. What is
+        # not set here is the class's; see below.
         self.url = origin + "/"
         self.method = request.method
         self.headers = request.headers
@@ -113,6 +102,18 @@ class CurlRequest(HTTPRequest):
         self.upload = request.body
         self.fresh = request.fresh_connection
         self.transfer = transfer
+
+
+for _name, _value in vars(
+    HTTPRequest(
+        "http://localhost/",
+        request_timeout=0,
+        follow_redirects=False,
+        decompress_response=False,
+        allow_nonstandard_methods=True,
+    )
+).items():
+    setattr(CurlRequest, _name, _value)
 
 
 def _header_lines(request: UpstreamRequest) -> list[bytes]:
