@@ -1,0 +1,27 @@
+"""What a run says: names of figures, and how each is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# One run of one candidate: the name of a column -> what was measured. A figure that does not apply is left out.
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    key: str
+    title: str
+    digits: int = 0
+    # Over the rounds: the median, or for what must not happen the sum.
+    summed: bool = False
+
+    def text(self, value: float | None) -> str:
+        return "" if value is None else f"{value:.{self.digits}f}"
+
+
+RATE = Column("rate", "requests/s")
+CPU = Column("cpu", "cpu us")
+P50 = Column("p50", "p50 ms", 2)
+P99 = Column("p99", "p99 ms", 2)
+ERRORS = Column("errors", "errors", summed=True)
