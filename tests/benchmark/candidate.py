@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+UNKNOWN = "of unknown version"
+
 
 class Absent(Exception):
     """A candidate cannot run here; the message says what is not installed."""
@@ -95,6 +97,9 @@ class Finder:
 
 def said_version(*command: str) -> str:
     """Return the first thing that looks like a version in what a program says of itself."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return UNKNOWN
     found = re.search(r"\d+\.\d+[.\d]*", done.stdout + done.stderr)
-    return found[0] if found else "of unknown version"
+    return found[0] if found else UNKNOWN

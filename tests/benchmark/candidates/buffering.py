@@ -34,7 +34,7 @@ class Proxy(RequestHandler):
         for name, value in inbound.headers.get_all():
             if name not in HOP_BY_HOP and name not in ("Host", "Content-Length"):
                 headers.add(name, value)
-        headers["X-Forwarded-For"] = inbound.remote_ip
+        headers["X-Forwarded-For"] = inbound.remote_ip or ""
         headers["X-Forwarded-Proto"] = inbound.protocol
         headers["X-Forwarded-Host"] = inbound.host
         request = HTTPRequest(
