@@ -22,6 +22,14 @@ class Column:
 
 RATE = Column("rate", "requests/s")
 CPU = Column("cpu", "cpu us")
+# How much of its core the proxy took. Less than nearly all: something else was the limit, or had the core.
+CORE = Column("core", "core %")
 P50 = Column("p50", "p50 ms", 2)
 P99 = Column("p99", "p99 ms", 2)
 ERRORS = Column("errors", "errors", summed=True)
+
+
+def percentile(values: list[float], which: int) -> float:
+    """Return the value that this many per cent are not above."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * which // 100) - 1)]

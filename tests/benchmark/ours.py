@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.benchmark.candidate import Absent, Candidate, Command, Finder, Place
 
 PROGRAMS = "tests.benchmark.candidates"
@@ -40,29 +42,40 @@ def standalone(loop: str) -> Candidate:
     return Candidate(on(STANDALONE, loop), command, everywhere=True, python=True)
 
 
+def our_server(loop: str) -> Candidate:
+    return python(OUR_SERVER, loop, "mounted", "--our-server", everywhere=loop == "asyncio")
+
+
+def mounted(loop: str) -> Candidate:
+    return python(MOUNTED, loop, "mounted", everywhere=loop == "asyncio")
+
+
+def constant(loop: str) -> Candidate:
+    return python(CONSTANT, loop, "constant", constant=True)
+
+
+def aiohttp(loop: str) -> Candidate:
+    return python(AIOHTTP, loop, "aiohttp_streaming", everywhere=True)
+
+
 def ours(find: Finder) -> tuple[list[Candidate], list[str]]:
     """Return the candidates, and what is skipped and why."""
-    candidates: list[Candidate] = []
+    loops: list[str] = []
     skipped: list[str] = []
+    kinds: list[Callable[[str], Candidate]] = [standalone, our_server, mounted, constant, aiohttp]
     for loop in LOOPS:
         try:
             if loop != "asyncio":
                 find.package(loop)
+            loops.append(loop)
         except Absent as absent:
-            skipped.append(f"everything of Python on {loop} ({absent})")
-            continue
-        default = loop == "asyncio"
-        candidates += [
-            standalone(loop),
-            python(OUR_SERVER, loop, "mounted", "--our-server", everywhere=default),
-            python(MOUNTED, loop, "mounted", everywhere=default),
-            python(CONSTANT, loop, "constant", constant=True),
-        ]
-        try:
-            find.package("aiohttp")
-            candidates.append(python(AIOHTTP, loop, "aiohttp_streaming", everywhere=True))
-        except Absent as absent:
-            skipped.append(f"{on(AIOHTTP, loop)} ({absent})")
+            skipped.append(f"everything on {loop} ({absent})")
+    try:
+        find.package("aiohttp")
+    except Absent as absent:
+        skipped.append(f"{AIOHTTP} ({absent})")
+        kinds.remove(aiohttp)
+    candidates = [kind(loop) for kind in kinds for loop in loops]
     candidates += [
         python(f"{PLAIN}, {client} client", "asyncio", "buffering", "--client", client) for client in ("curl", "simple")
     ]

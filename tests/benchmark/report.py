@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.benchmark.figures import Column
 from tests.benchmark.ours import AIOHTTP, on
@@ -11,8 +12,20 @@ from tests.benchmark.results import Results
 from tests.benchmark.scenarios import SCENARIOS, Scenario
 from tests.benchmark.targets import targets
 
+BEGIN, END = "<!-- figures: python -m tests.benchmark --write -->", "<!-- end of figures -->"
+
 # What every table gives ratios to.
 BASELINES = {"to aiohttp": on(AIOHTTP, "asyncio"), "to node": NODE}
+
+
+def put(path: Path, text: str) -> None:
+    """Write the report to a file; where the file has the two marks, only what stands between them is replaced."""
+    if path.exists():
+        before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if begin and end:
+            text = f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    path.write_text(text, encoding="utf-8")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -41,14 +54,18 @@ def targets_table(results: Results) -> str:
     for target in targets():
         figure = target.figure(results)
         if figure is not None:
-            rows.append([target.text, target.wanted, f"{figure:.2f}", target.verdict(figure)])
-    return table(["target", "wanted", "seen", "met"], rows) if rows else "None of them was measured."
+            cost = ratio(target.cost(results))
+            rows.append([target.text, target.wanted, f"{figure:.2f}", target.verdict(figure), cost])
+    return table(["target", "wanted", "seen", "met", "by cpu"], rows) if rows else "None of them was measured."
 
 
 def scenario_table(results: Results, scenario: Scenario) -> str:
     first, *others = scenario.columns
     measured = results.runs[scenario.name]
     ratios = {title: name for title, name in BASELINES.items() if results.values(scenario.name, name, first.key)}
+    if not ratios:
+        # There is no figure without a ratio.
+        ratios = dict(zip(["to the first"], measured, strict=False))
     rows = []
     for name in measured:
         values = results.values(scenario.name, name, first.key)

@@ -30,5 +30,6 @@ class Results:
 
     def ratio(self, scenario: str, of: str, to: str, key: str) -> float | None:
         """Return the median of the ratios that the rounds gave, each between runs that came soon after each other."""
-        pairs = list(zip(self.values(scenario, of, key), self.values(scenario, to, key), strict=False))
-        return statistics.median(one / other for one, other in pairs) if pairs else None
+        pairs = zip(self.values(scenario, of, key), self.values(scenario, to, key), strict=False)
+        ratios = [one / other for one, other in pairs if other]
+        return statistics.median(ratios) if ratios else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,15 +16,30 @@ from pathlib import Path
 import psutil
 
 from tests.benchmark.candidate import Candidate, Command, Place
+from tests.benchmark.figures import Figures
 from tests.support.process import CHECKOUT, free_port
 
 PROXY_CORE, LOAD_CORE = 0, 1
+# What each upstream answers to GET /.
+SMALL = 1024
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 5.0
 
 
 class Unfit(Exception):
     """A candidate does not do what a scenario needs; the message says what came instead. Its figures mean nothing."""
+
+
+@dataclass(slots=True)
+class Cost:
+    """Seconds of processor time, ``None`` where there is no proxy, and of the clock."""
+
+    cpu: float | None = None
+    seconds: float = 0.0
+
+    def figures(self, count: float) -> Figures:
+        """Return what one of ``count`` cost, and how busy the core was with it."""
+        return {} if self.cpu is None else {"cpu": self.cpu / count, "core": 100 * self.cpu / self.seconds}
 
 
 @dataclass(slots=True)
@@ -45,6 +60,15 @@ class Running:
     def cpu(self) -> float:
         """Return the processor seconds used so far, user and system, of all processes."""
         return sum(sum(process.cpu_times()[:2]) for process in self.processes())
+
+    @contextlib.contextmanager
+    def metered(self) -> Iterator[Cost]:
+        """What is done inside is put down in the cost that is yielded, which is known at the end."""
+        cost = Cost()
+        before, started = self.cpu(), time.monotonic()
+        yield cost
+        cost.seconds = time.monotonic() - started
+        cost.cpu = self.cpu() - before if self.process else None
 
     def memory(self) -> int:
         """Return the bytes that would be free if it ended (USS): what the processes share with nobody."""
@@ -85,7 +109,7 @@ def running(
                 stderr=output,
             )
         try:
-            wait_until_it_listens(process, place.port, log)
+            wait_until_it_answers(process, place.port, log)
             yield Running(place.port, upstream, psutil.Process(process.pid))
         finally:
             stop(process)
@@ -98,15 +122,35 @@ def arguments(candidate: Candidate, command: Command, profile: str | None) -> li
     return [sys.executable, *profiler, *command.arguments]
 
 
-def wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Return once connections to ``port`` succeed. Programs say this in as many ways as there are, or not at all."""
+def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Return once a request is answered as the upstream would. Some listen before they know where to forward."""
     until = time.monotonic() + START_TIMEOUT
+    wrong = ""
     while process.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        try:
+            check(port, "GET", "/", 0, SMALL)
+        except Unfit as unfit:
+            wrong = str(unfit)
+            time.sleep(0.02)
+        else:
             return
-        time.sleep(0.02)
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise Unfit(f"did not start: {said[-1] if said else 'it said nothing'}")
+    raise Unfit(f"did not start: {said[-1] if said else wrong}")
+
+
+def check(port: int, method: str, path: str, sent: int, length: int) -> None:
+    """Raise :class:`Unfit` unless one request is answered with 200 and a body of this length."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, b"x" * sent if sent else None)
+        answer = connection.getresponse()
+        got = len(answer.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise Unfit(f"{method} {path}: {error!r}") from error
+    finally:
+        connection.close()
+    if (answer.status, got) != (200, length):
+        raise Unfit(f"{method} {path}: {answer.status} with {got} bytes in place of {length}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

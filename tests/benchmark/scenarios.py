@@ -7,13 +7,32 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from tests.benchmark import transfers, wrk
-from tests.benchmark.figures import CPU, ERRORS, P50, P99, RATE, Column, Figures
-from tests.benchmark.running import Running
-from tests.benchmark.upstreams import LARGE, MEDIUM, SMALL
+from tests.benchmark import messages, streams, transfers, wrk
+from tests.benchmark.figures import CORE, CPU, ERRORS, P50, P99, RATE, Column, Figures
+from tests.benchmark.running import SMALL, Running
+from tests.benchmark.upstreams import LARGE, MEDIUM
 
-HTTP = (RATE, CPU, P50, P99, ERRORS)
-TRANSFER = (Column("rate", "MB/s"), Column("seconds", "seconds", 3), Column("cpu", "cpu s", 3))
+HTTP = (RATE, CPU, CORE, P50, P99, ERRORS)
+TRANSFER = (
+    Column("rate", "MB/s"),
+    Column("seconds", "seconds", 3),
+    Column("slowest", "slowest s", 3),
+    Column("cpu", "cpu s", 3),
+    CORE,
+)
+
+EVENTS = (
+    Column("core", "cpu %", 2),
+    Column("each", "kB for each", 1),
+    Column("idle", "MB when idle", 1),
+    ERRORS,
+)
+DELAY = (
+    Column("added", "added ms", 3),
+    Column("added p99", "added p99 ms", 3),
+    Column("direct", "directly ms", 3),
+    Column("direct p99", "directly p99 ms", 3),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +46,10 @@ class Scenario:
     upstream: Literal["nginx", "live"] = "nginx"
     # Every candidate takes part, not only those that do everywhere.
     for_all: bool = False
+    # A run is long and an average in itself.
+    once: bool = False
+    # What is asked for makes no sense without a proxy.
+    proxied: bool = False
 
 
 SCENARIOS = {
@@ -47,5 +70,41 @@ SCENARIOS = {
         ),
         Scenario("download", f"GET of {LARGE} bytes, one at a time", transfers.download, TRANSFER),
         Scenario("upload", f"PUT of {LARGE} bytes, one at a time", transfers.upload, TRANSFER, upstream="live"),
+        Scenario(
+            "post",
+            f"POST of {SMALL} bytes, answered with as many, {wrk.CONNECTIONS} connections kept alive",
+            partial(wrk.requests, path="/", length=SMALL, method="POST", sent=SMALL),
+            HTTP,
+        ),
+        Scenario(
+            "churn",
+            f"GET of {SMALL} bytes, each on a new connection, {wrk.CONNECTIONS} at a time",
+            partial(wrk.requests, path="/", length=SMALL, close=True),
+            HTTP,
+        ),
+        Scenario(
+            "websocket",
+            f"messages of {messages.SIZE} bytes and back, {messages.CONNECTIONS} websockets, one at a time on each",
+            messages.echo,
+            (Column("rate", "messages/s"), CPU, CORE, P50, P99),
+            upstream="live",
+        ),
+        Scenario(
+            "events",
+            f"{streams.STREAMS} server-sent event streams, an event a second on each (less is better)",
+            streams.events,
+            EVENTS,
+            upstream="live",
+            once=True,
+            proxied=True,
+        ),
+        Scenario(
+            "delay",
+            "how much later a chunk arrives than without the proxy, one stream, 200 chunks a second (less is better)",
+            streams.delay,
+            DELAY,
+            upstream="live",
+            proxied=True,
+        ),
     )
 }

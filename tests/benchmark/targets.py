@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.benchmark.figures import Column
 from tests.benchmark.ours import AIOHTTP, CONSTANT, LOOPS, MOUNTED, STANDALONE, on
 from tests.benchmark.peers import NODE
 from tests.benchmark.results import Results
@@ -12,43 +13,65 @@ from tests.benchmark.results import Results
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``figure`` is what was seen, ``None`` where it was not measured."""
+    """``figure`` is what was seen, ``None`` where it was not measured.
+
+    ``cost`` is the same ratio in processor time for each request, which suffers less where others have the core too.
+    """
 
     text: str
     figure: Callable[[Results], float | None]
     bound: float
     at_least: bool = True
+    cost: Callable[[Results], float | None] = lambda results: None
 
     @property
     def wanted(self) -> str:
         return f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
 
-    def verdict(self, figure: float | None) -> str:
-        if figure is None:
-            return "not measured"
+    def verdict(self, figure: float) -> str:
         return "yes" if (figure >= self.bound if self.at_least else figure <= self.bound) else "no"
 
 
-def ratio(scenario: str, of: str, to: str, bound: float, *, key: str = "rate", at_least: bool = True) -> Target:
-    what = "" if key == "rate" else f"{key} of "
+def faster(scenario: str, of: str, to: str, bound: float) -> Target:
     return Target(
-        f"{scenario}: {what}{of} / {to}", lambda results: results.ratio(scenario, of, to, key), bound, at_least
+        f"{scenario}: {of} / {to}",
+        lambda results: results.ratio(scenario, of, to, "rate"),
+        bound,
+        cost=lambda results: results.ratio(scenario, to, of, "cpu"),
     )
 
 
+def sooner(scenario: str, of: str, to: str, bound: float) -> Target:
+    text = f"{scenario}: p99 of {of} / {to}"
+    return Target(text, lambda results: results.ratio(scenario, of, to, "p99"), bound, at_least=False)
+
+
+def below(text: str, scenario: str, of: str, key: str, bound: float) -> Target:
+    def figure(results: Results) -> float | None:
+        return results.figure(scenario, of, Column(key, text))
+
+    return Target(f"{scenario}: {text}, {of}", figure, bound, at_least=False)
+
+
 def targets() -> list[Target]:
+    """Return them all; each of Python's against what runs on the same event loop."""
     found: list[Target] = []
     for loop in LOOPS:
-        # Each against what runs on the same event loop.
         standalone, mounted, aiohttp = on(STANDALONE, loop), on(MOUNTED, loop), on(AIOHTTP, loop)
         found += [
-            ratio("small", standalone, aiohttp, 1.6),
-            ratio("small", standalone, NODE, 1.0),
-            ratio("small", standalone, NODE, 1.0, key="p99", at_least=False),
-            ratio("small", mounted, aiohttp, 1.0),
-            ratio("small", mounted, on(CONSTANT, loop), 0.6),
-            ratio("64k", standalone, NODE, 1.0),
-            ratio("download", standalone, aiohttp, 0.9),
-            ratio("upload", standalone, aiohttp, 0.9),
+            faster("small", standalone, aiohttp, 1.6),
+            faster("small", standalone, NODE, 1.0),
+            faster("small", mounted, aiohttp, 1.0),
+            faster("small", mounted, on(CONSTANT, loop), 0.6),
         ]
+        for ours in (standalone, mounted):
+            found += [
+                sooner("small", ours, NODE, 1.0),
+                faster("64k", ours, NODE, 1.0),
+                faster("download", ours, aiohttp, 0.9),
+                faster("upload", ours, aiohttp, 0.9),
+                below("% of a core", "events", ours, "core", 5),
+                below("kB for each stream", "events", ours, "each", 60),
+                below("ms added to a chunk", "delay", ours, "added", 1),
+            ]
     return found

@@ -53,18 +53,15 @@ def in_turn(running: Running, seconds: int, one: Callable[[http.client.HTTPConne
     took: list[float] = []
     try:
         one(connection)
-        before = running.cpu()
-        until = time.monotonic() + seconds
-        while len(took) < AT_LEAST or time.monotonic() < until:
-            started = time.perf_counter()
-            one(connection)
-            took.append(time.perf_counter() - started)
+        with running.metered() as cost:
+            until = time.monotonic() + seconds
+            while len(took) < AT_LEAST or time.monotonic() < until:
+                started = time.perf_counter()
+                one(connection)
+                took.append(time.perf_counter() - started)
     except (OSError, http.client.HTTPException) as error:
         raise Unfit(repr(error)) from error
     finally:
         connection.close()
     middle = statistics.median(took)
-    figures = {"rate": LARGE / 1e6 / middle, "seconds": middle}
-    if running.process:
-        figures["cpu"] = (running.cpu() - before) / len(took)
-    return figures
+    return {"rate": LARGE / 1e6 / middle, "seconds": middle, "slowest": max(took), **cost.figures(len(took))}

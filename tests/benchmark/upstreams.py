@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmark.candidate import Candidate, Command, Place
-from tests.benchmark.running import LOAD_CORE, pinned, running
+from tests.benchmark.running import LOAD_CORE, SMALL, pinned, running
 from tests.real.nginx import Nginx
 
-SMALL = 1024
 MEDIUM = 64 * 1024
 LARGE = 100_000_000
 
