@@ -24,6 +24,9 @@ RATE = Column("rate", "requests/s")
 CPU = Column("cpu", "cpu us")
 # How much of its core the proxy took. Less than nearly all: something else was the limit, or had the core.
 CORE = Column("core", "core %")
+# How much of a core was taken by what is no part of this. Then the rest means little.
+OTHERS = Column("others", "others %")
+QUIET = 10
 P50 = Column("p50", "p50 ms", 2)
 P99 = Column("p99", "p99 ms", 2)
 ERRORS = Column("errors", "errors", summed=True)

@@ -55,7 +55,7 @@ def targets_table(results: Results) -> str:
         figure = target.figure(results)
         if figure is not None:
             cost = ratio(target.cost(results))
-            rows.append([target.text, target.wanted, f"{figure:.2f}", target.verdict(figure), cost])
+            rows.append([target.text, target.wanted, f"{figure:.2f}", target.verdict(results), cost])
     return table(["target", "wanted", "seen", "met", "by cpu"], rows) if rows else "None of them was measured."
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from tests.benchmark.candidate import Candidate, Command, Place
+from tests.benchmark.company import taken_by_others, used
 from tests.benchmark.figures import Figures
 from tests.support.process import CHECKOUT, free_port
 
@@ -32,14 +33,18 @@ class Unfit(Exception):
 
 @dataclass(slots=True)
 class Cost:
-    """Seconds of processor time, ``None`` where there is no proxy, and of the clock."""
+    """Seconds: of the clock, of the proxy's processor time, and of that which strangers took of the two cores."""
 
-    cpu: float | None = None
     seconds: float = 0.0
+    cpu: float | None = None  # where there is a proxy
+    others: float = 0.0
 
     def figures(self, count: float) -> Figures:
-        """Return what one of ``count`` cost, and how busy the core was with it."""
-        return {} if self.cpu is None else {"cpu": self.cpu / count, "core": 100 * self.cpu / self.seconds}
+        """Return what one of ``count`` cost, and in per cent of a core what the proxy and what others took."""
+        figures = {"others": max(0.0, 100 * self.others / self.seconds)}
+        if self.cpu is not None:
+            figures |= {"cpu": self.cpu / count, "core": 100 * self.cpu / self.seconds}
+        return figures
 
 
 @dataclass(slots=True)
@@ -59,16 +64,17 @@ class Running:
 
     def cpu(self) -> float:
         """Return the processor seconds used so far, user and system, of all processes."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes())
+        return used(self.processes())
 
     @contextlib.contextmanager
     def metered(self) -> Iterator[Cost]:
         """What is done inside is put down in the cost that is yielded, which is known at the end."""
         cost = Cost()
-        before, started = self.cpu(), time.monotonic()
+        others, before, started = taken_by_others((PROXY_CORE, LOAD_CORE)), self.cpu(), time.monotonic()
         yield cost
         cost.seconds = time.monotonic() - started
         cost.cpu = self.cpu() - before if self.process else None
+        cost.others = taken_by_others((PROXY_CORE, LOAD_CORE)) - others
 
     def memory(self) -> int:
         """Return the bytes that would be free if it ended (USS): what the processes share with nobody."""
@@ -111,6 +117,8 @@ def running(
         try:
             wait_until_it_answers(process, place.port, log)
             yield Running(place.port, upstream, psutil.Process(process.pid))
+        except psutil.NoSuchProcess as error:
+            raise Unfit(f"it ended by itself: {last_words(log)}") from error
         finally:
             stop(process)
 
@@ -134,8 +142,12 @@ def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path
             time.sleep(0.02)
         else:
             return
+    raise Unfit(f"did not start: {last_words(log) or wrong}")
+
+
+def last_words(log: Path) -> str:
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise Unfit(f"did not start: {said[-1] if said else wrong}")
+    return said[-1] if said else ""
 
 
 def check(port: int, method: str, path: str, sent: int, length: int) -> None:

@@ -8,23 +8,25 @@ from functools import partial
 from typing import Literal
 
 from tests.benchmark import messages, streams, transfers, wrk
-from tests.benchmark.figures import CORE, CPU, ERRORS, P50, P99, RATE, Column, Figures
+from tests.benchmark.figures import CORE, CPU, ERRORS, OTHERS, P50, P99, RATE, Column, Figures
 from tests.benchmark.running import SMALL, Running
 from tests.benchmark.upstreams import LARGE, MEDIUM
 
-HTTP = (RATE, CPU, CORE, P50, P99, ERRORS)
+HTTP = (RATE, CPU, CORE, OTHERS, P50, P99, ERRORS)
 TRANSFER = (
     Column("rate", "MB/s"),
     Column("seconds", "seconds", 3),
     Column("slowest", "slowest s", 3),
     Column("cpu", "cpu s", 3),
     CORE,
+    OTHERS,
 )
 
 EVENTS = (
     Column("core", "cpu %", 2),
     Column("each", "kB for each", 1),
     Column("idle", "MB when idle", 1),
+    OTHERS,
     ERRORS,
 )
 DELAY = (
@@ -32,6 +34,7 @@ DELAY = (
     Column("added p99", "added p99 ms", 3),
     Column("direct", "directly ms", 3),
     Column("direct p99", "directly p99 ms", 3),
+    OTHERS,
 )
 
 
@@ -86,7 +89,7 @@ SCENARIOS = {
             "websocket",
             f"messages of {messages.SIZE} bytes and back, {messages.CONNECTIONS} websockets, one at a time on each",
             messages.echo,
-            (Column("rate", "messages/s"), CPU, CORE, P50, P99),
+            (Column("rate", "messages/s"), CPU, CORE, OTHERS, P50, P99),
             upstream="live",
         ),
         Scenario(

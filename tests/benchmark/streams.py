@@ -96,12 +96,14 @@ def events(running: Running, seconds: int) -> Figures:
 
 def delay(running: Running, seconds: int) -> Figures:
     """Ask directly and through the proxy for a stream of stamped chunks, and compare how old they are on arrival."""
-    direct, through = ages(running.upstream, seconds / 2), ages(running.port, seconds)
+    with running.metered() as cost:
+        direct, through = ages(running.upstream, seconds / 2), ages(running.port, seconds)
     return {
         "added": statistics.median(through) - statistics.median(direct),
         "added p99": percentile(through, 99) - percentile(direct, 99),
         "direct": statistics.median(direct),
         "direct p99": percentile(direct, 99),
+        **cost.figures(len(through)),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.benchmark.figures import Column
+from tests.benchmark.figures import OTHERS, QUIET, Column
 from tests.benchmark.ours import AIOHTTP, CONSTANT, LOOPS, MOUNTED, STANDALONE, on
 from tests.benchmark.peers import NODE
 from tests.benchmark.results import Results
@@ -13,12 +13,14 @@ from tests.benchmark.results import Results
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``figure`` is what was seen, ``None`` where it was not measured.
+    """``figure`` is what was seen, ``None`` where it was not measured; ``of`` are the candidates that it is about.
 
     ``cost`` is the same ratio in processor time for each request, which suffers less where others have the core too.
     """
 
     text: str
+    scenario: str
+    of: tuple[str, ...]
     figure: Callable[[Results], float | None]
     bound: float
     at_least: bool = True
@@ -28,13 +30,21 @@ class Target:
     def wanted(self) -> str:
         return f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
 
-    def verdict(self, figure: float) -> str:
+    def verdict(self, results: Results) -> str:
+        """Return yes or no, or that nobody can tell, because the machine was not ours."""
+        figure = self.figure(results)
+        if figure is None:
+            return "not measured"
+        if any((results.figure(self.scenario, name, OTHERS) or 0) > QUIET for name in self.of):
+            return "unclear"
         return "yes" if (figure >= self.bound if self.at_least else figure <= self.bound) else "no"
 
 
 def faster(scenario: str, of: str, to: str, bound: float) -> Target:
     return Target(
         f"{scenario}: {of} / {to}",
+        scenario,
+        (of, to),
         lambda results: results.ratio(scenario, of, to, "rate"),
         bound,
         cost=lambda results: results.ratio(scenario, to, of, "cpu"),
@@ -42,15 +52,17 @@ def faster(scenario: str, of: str, to: str, bound: float) -> Target:
 
 
 def sooner(scenario: str, of: str, to: str, bound: float) -> Target:
-    text = f"{scenario}: p99 of {of} / {to}"
-    return Target(text, lambda results: results.ratio(scenario, of, to, "p99"), bound, at_least=False)
+    def figure(results: Results) -> float | None:
+        return results.ratio(scenario, of, to, "p99")
+
+    return Target(f"{scenario}: p99 of {of} / {to}", scenario, (of, to), figure, bound, at_least=False)
 
 
 def below(text: str, scenario: str, of: str, key: str, bound: float) -> Target:
     def figure(results: Results) -> float | None:
         return results.figure(scenario, of, Column(key, text))
 
-    return Target(f"{scenario}: {text}, {of}", figure, bound, at_least=False)
+    return Target(f"{scenario}: {text}, {of}", scenario, (of,), figure, bound, at_least=False)
 
 
 def targets() -> list[Target]:

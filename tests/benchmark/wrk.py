@@ -22,15 +22,16 @@ def requests(
     check(running.port, method, path, sent, length)
 
     def wrk(seconds: int) -> dict[str, float]:
-        said = subprocess.run(
+        done = subprocess.run(
             [Finder().program("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", SCRIPT]
             + (["-H", "Connection: close"] if close else [])
             + [running.url + path, "--", method, str(sent)],
             capture_output=True,
             text=True,
-            check=True,
-        ).stdout
-        figures: dict[str, float] = json.loads(said.splitlines()[-1])
+        )
+        if done.returncode:
+            raise Unfit(f"wrk: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+        figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         if figures["refused"] or not figures["requests"]:
             raise Unfit(f"{method} {path}: {figures['refused']} of {figures['requests']} answers were errors")
         return figures

@@ -61,7 +61,14 @@ class TestTargets:
         [(True, 1.6, "yes"), (True, 1.59, "no"), (False, 1.6, "yes"), (False, 1.61, "no")],
     )
     def test_a_bound_is_met_by_itself(self, at_least, figure, verdict):
-        assert Target("", lambda results: None, 1.6, at_least).verdict(figure) == verdict
+        assert Target("", "small", ("one",), lambda results: figure, 1.6, at_least).verdict(Results()) == verdict
+
+    def test_nobody_can_tell_where_the_machine_was_not_ours(self, results):
+        target = Target("", "small", ("one", "other"), lambda results: 2.0, 1.6)
+        assert target.verdict(results) == "yes"
+        for figures in results.runs["small"]["other"]:
+            figures["others"] = 30.0
+        assert target.verdict(results) == "unclear"
 
 
 class TestReport:
