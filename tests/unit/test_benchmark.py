@@ -70,6 +70,13 @@ class TestTargets:
             figures["others"] = 30.0
         assert target.verdict(results) == "unclear"
 
+    def test_what_is_met_in_company_is_met(self, results):
+        for figures in results.runs["small"]["one"]:
+            figures["others"] = 30.0
+        for figure, verdict in ((4.0, "yes"), (6.0, "unclear")):
+            target = Target("", "small", ("one",), lambda results, seen=figure: seen, 5, at_least=False)
+            assert target.verdict(results) == verdict
+
 
 class TestReport:
     def test_a_table_gives_ratios_also_where_none_of_the_usual_was_measured(self, results):
