@@ -1,191 +1,175 @@
-"""``python -m tests.benchmark``: requests a second of our proxy and of others, on one core each. See README.md."""
+"""``python -m tests.benchmark``: our proxy beside others, on one core each. See README.md."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import os
-import platform
-import pstats
-import re
-import shutil
-import statistics
-import subprocess
+import resource
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
+from tests.benchmark import machine, profiling, report
+from tests.benchmark.candidate import Absent, Candidate, Finder
+from tests.benchmark.figures import OTHERS, QUIET, Figures
+from tests.benchmark.ours import MOUNTED, on, ours
+from tests.benchmark.peers import peers
+from tests.benchmark.results import Results
+from tests.benchmark.running import LOAD_CORE, PROXY_CORE, Unfit, running
+from tests.benchmark.scenarios import SCENARIOS, Scenario
+from tests.benchmark.upstreams import Upstreams, upstreams
+from tests.real.nginx import NGINX
 
-from tests.real.nginx import NGINX, Nginx
-from tests.support.process import CHECKOUT, free_port
-
-PROXY_CORE, LOAD_CORE = 0, 1
-
-UPSTREAM = f"keepalive_timeout 600; location / {{ default_type text/plain; return 200 '{'x' * 1024}'; }}"
-
-STANDALONE = ["tornado_proxy", "--to", "{upstream}", "--listen", "127.0.0.1:{port}", "--access-log", "off"]
-CANDIDATES = "tests.benchmark.candidates"
-BASELINE = "plain handler, buffers"
-MOUNTED = "ours, mounted"
-
-
-@dataclass(slots=True)
-class Figures:
-    """What one run of wrk said: latencies in milliseconds, ``cpu`` in microseconds of the proxy for each request."""
-
-    rate: float
-    cpu: float
-    p50: float
-    p99: float
-    errors: int  # of connections: refused, cut, timed out
+PROFILED = on(MOUNTED, "asyncio")
+DIRECTLY = Candidate("directly, no proxy", None, everywhere=True)
 
 
-def commands() -> dict[str, list[str]]:
-    """Return what is compared: a name and the arguments after ``python -m``."""
-    found = {"ours, standalone, asyncio": [*STANDALONE, "--loop", "asyncio"]}
-    if importlib.util.find_spec("uvloop"):
-        found["ours, standalone, uvloop"] = [*STANDALONE, "--loop", "uvloop"]
-    found[MOUNTED] = [f"{CANDIDATES}.mounted", "{upstream}", "{port}"]
-    found["ours, mounted, our server"] = [f"{CANDIDATES}.mounted_on_our_server", "{upstream}", "{port}"]
-    found[BASELINE] = [f"{CANDIDATES}.buffering", "{upstream}", "{port}"]
-    if importlib.util.find_spec("aiohttp"):
-        found["aiohttp handler, streams"] = [f"{CANDIDATES}.aiohttp_streaming", "{upstream}", "{port}"]
-    return found
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
-@contextlib.contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """What is started inside runs on this core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__)
+    add = parser.add_argument
+    add("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; all by default")
+    add("--rounds", type=positive, default=3, help="runs of each candidate, in turn (3)")
+    add("--seconds", type=positive, default=2, help="length of each run (2)")
+    add("--again", type=int, default=0, metavar="N", help="repeat up to N times a run that others disturbed (0)")
+    add(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="candidates with TEXT in their name, in each scenario (repeatable)",
+    )
+    add("--all", action="store_true", help="every candidate in each scenario, also those that take part in few")
+    add("--bin", action="append", default=[], metavar="DIR", help="look for programs here before the PATH (repeatable)")
+    add(
+        "--node-modules",
+        metavar="DIR",
+        default=os.environ.get("NODE_MODULES"),
+        help="where npm installed ($NODE_MODULES)",
+    )
+    add("--write", metavar="FILE", type=Path, help="write the report to this file too, or between its marks")
+    add("--profile", action="store_true", help=f"instead: what {PROFILED} (or --only) does, by cProfile")
+    add("--sample", action="store_true", help="the same by py-spy, which distorts less")
+    add("--list", action="store_true", help="list scenarios and candidates, and what is skipped")
+    return parser
+
+
+def chosen(candidates: Sequence[Candidate], scenario: Scenario, args: argparse.Namespace) -> list[Candidate]:
+    """Return who takes part in a scenario."""
+    able = [
+        each
+        for each in candidates
+        if (scenario.for_all or not each.constant) and (each.command is not None or not scenario.proxied)
+    ]
+    if args.only:
+        return [each for each in able if any(text in each.name for text in args.only)]
+    return [each for each in able if args.all or scenario.for_all or each.everywhere]
+
+
+def compare(candidates: Sequence[Candidate], behind: Upstreams, args: argparse.Namespace) -> Results:
+    """Measure; the candidates take turns, so that what else the machine does meets them all."""
+    results = Results()
+    for name in args.scenarios or SCENARIOS:
+        scenario = SCENARIOS[name]
+        results.runs[name] = defaultdict(list)
+        for number in range(1 if scenario.once else args.rounds):
+            for candidate in chosen(candidates, scenario, args):
+                # What the load could reach needs no rounds.
+                if (name, candidate.name) in results.notes or (number and candidate.command is None):
+                    continue
+                said = f"{name}, round {number + 1}: {candidate.name}: "
+                try:
+                    figures = measured(candidate, scenario, getattr(behind, scenario.upstream), args)
+                except Unfit as unfit:
+                    results.notes[name, candidate.name] = str(unfit)
+                    print(f"{said}{unfit}", file=sys.stderr)
+                    continue
+                results.runs[name][candidate.name].append(figures)
+                shown = (f"{column.title} {column.text(figures.get(column.key))}" for column in scenario.columns)
+                print(said + ", ".join(shown), file=sys.stderr)
+    return results
+
+
+def measured(candidate: Candidate, scenario: Scenario, upstream: int, args: argparse.Namespace) -> Figures:
+    """Measure once, or again where that was asked for and others were there; return what they disturbed least."""
+    runs: list[Figures] = []
+    while not runs or (runs[-1][OTHERS.key] > QUIET and len(runs) <= args.again):
+        with running(candidate, upstream) as proxy:
+            runs.append(scenario.measure(proxy, args.seconds))
+    return min(runs, key=lambda figures: figures[OTHERS.key])
+
+
+def look_inside(candidates: Sequence[Candidate], find: Finder, args: argparse.Namespace) -> None:
+    """Print a profile of each candidate that was asked for, in each scenario."""
+    args.only = args.only or [PROFILED]
+    with upstreams() as behind:
+        for scenario in (SCENARIOS[name] for name in args.scenarios or ["small"]):
+            upstream = getattr(behind, scenario.upstream)
+            for candidate in chosen(candidates, scenario, args):
+                if not candidate.python:
+                    print(f"{candidate.name} is not written in Python", file=sys.stderr)
+                    continue
+                if args.profile:
+                    print(profiling.profile(candidate, scenario, upstream, args.seconds))
+                if args.sample:
+                    print(profiling.sample(candidate, scenario, upstream, args.seconds, find))
+
+
+def prepare() -> None:
+    """Exit if something is missing; else take the core of the load, as children will, and descriptors enough."""
     try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def running(arguments: list[str], upstream: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Run a candidate and yield its URL and its process."""
-    port = free_port()
-    command = [sys.executable, "-m", *(argument.format(upstream=upstream, port=port) for argument in arguments)]
-    with pinned(PROXY_CORE):
-        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        if "listening" not in process.stdout.readline():
-            sys.exit(f"{' '.join(command)} did not start")
-        yield f"http://127.0.0.1:{port}/", psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-
-def load(wrk: str, url: str, process: psutil.Process, seconds: int) -> Figures:
-    """Ask ``process`` for ``url`` from 32 connections."""
-    before = process.cpu_times()
-    with pinned(LOAD_CORE):
-        done = subprocess.run(
-            [wrk, "-t1", "-c32", f"-d{seconds}s", "--latency", url], capture_output=True, text=True, check=True
-        )
-    refused = re.search(r"Non-2xx.*", done.stdout)
-    if refused:
-        sys.exit(f"the figures mean nothing: {refused[0]}")
-    after = process.cpu_times()
-    spent = after.user + after.system - before.user - before.system
-    count = re.search(r"(\d+) requests in", done.stdout)
-    errors = re.search(r"Socket errors: (.*)", done.stdout)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    assert rate, done.stdout
-    assert count, done.stdout
-    cut = sum(map(int, re.findall(r"\d+", errors[1]))) if errors else 0
-    cpu = 1e6 * spent / int(count[1])
-    return Figures(float(rate[1]), cpu, percentile(done.stdout, 50), percentile(done.stdout, 99), cut)
-
-
-def percentile(text: str, which: int) -> float:
-    found = re.search(rf"^\s+{which}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
-    assert found, text
-    return float(found[1]) * {"us": 0.001, "ms": 1, "s": 1000}[found[2]]
-
-
-def compare(wrk: str, upstream: str, rounds: int, seconds: int) -> None:
-    candidates = commands()
-    figures: dict[str, list[Figures]] = {name: [] for name in candidates}
-    for number in range(rounds):
-        for name, arguments in candidates.items():
-            with running(arguments, upstream) as (url, process):
-                load(wrk, url, process, 1)
-                figures[name].append(load(wrk, url, process, seconds))
-            print(f"round {number + 1}: {name}: {figures[name][-1].rate:.0f}/s", file=sys.stderr)
-    medians = {name: statistics.median(each.rate for each in runs) for name, runs in figures.items()}
-    print(f"{'':28}{'requests/s':>12}{'ratio':>8}{'cpu us':>9}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}   rounds")
-    for name, runs in figures.items():
-        p50 = statistics.median(each.p50 for each in runs)
-        p99 = statistics.median(each.p99 for each in runs)
-        errors = sum(each.errors for each in runs)
-        ratio = medians[name] / medians[BASELINE]
-        each = " ".join(f"{run.rate:.0f}" for run in runs)
-        cpu = statistics.median(each.cpu for each in runs)
-        print(f"{name:28}{medians[name]:12.0f}{ratio:8.2f}{cpu:9.0f}{p50:9.2f}{p99:9.2f}{errors:8}   {each}")
-
-
-def profile(wrk: str, upstream: str, seconds: int) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        path = str(Path(directory) / "profile")
-        with running([*commands()[MOUNTED], path], upstream) as (url, process):
-            figures = load(wrk, url, process, seconds)
-        print(f"{MOUNTED}, under cProfile: {figures.rate:.0f} requests/s, about {figures.rate * seconds:.0f} requests")
-        stats = pstats.Stats(path).strip_dirs()
-        for order in ("cumulative", "tottime"):
-            stats.sort_stats(order).print_stats(40)
-
-
-def versions() -> str:
-    names = ["tornado", "pycurl", "uvloop", "aiohttp"]
-    said = [f"Python {platform.python_version()}"]
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            said.append(f"{name} {version(name)}")
-    assert NGINX is not None
-    nginx = subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
-    said.append(nginx.strip().removeprefix("nginx version: "))
-    return ", ".join(said)
+        Finder().program("wrk")
+    except Absent:
+        sys.exit("wrk makes the load and is not installed (Debian: apt-get install wrk)")
+    if NGINX is None:
+        sys.exit("nginx is the upstream and is not installed (Debian: apt-get install nginx-light)")
+    if not {PROXY_CORE, LOAD_CORE} <= os.sched_getaffinity(0):
+        sys.exit("cores 0 and 1 are not both ours; one is for the proxy, one for load and upstream")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.sched_setaffinity(0, {LOAD_CORE})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each candidate, in turn (3)")
-    parser.add_argument("--seconds", type=int, default=5, help="length of each run (5)")
-    parser.add_argument("--profile", action="store_true", help="instead: profile ours, mounted, and print the top 40")
-    args = parser.parse_args()
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        sys.exit("skipped: wrk makes the load and is not installed (Debian: apt-get install wrk)")
-    if NGINX is None:
-        sys.exit("skipped: nginx is the upstream and is not installed (Debian: apt-get install nginx-light)")
-    if not {PROXY_CORE, LOAD_CORE} <= os.sched_getaffinity(0):
-        sys.exit("skipped: cores 0 and 1 are not both ours; one is for the proxy, one for load and upstream")
-    print(versions(), flush=True)
-    with tempfile.TemporaryDirectory() as directory:
-        with pinned(LOAD_CORE):
-            nginx = Nginx(Path(directory), UPSTREAM).__enter__()
-        with contextlib.ExitStack() as stack:
-            stack.push(nginx)
-            if args.profile:
-                profile(wrk, nginx.url, args.seconds)
-            else:
-                compare(wrk, nginx.url, args.rounds, args.seconds)
+    args = parser().parse_args()
+    if unknown := set(args.scenarios) - set(SCENARIOS):
+        parser().error(f"no such scenario: {', '.join(sorted(unknown))} (there are {', '.join(SCENARIOS)})")
+    find = Finder(tuple(args.bin), args.node_modules)
+    own, skipped = ours(find)
+    others, absent = peers(find)
+    candidates = [*own, *others, DIRECTLY]
+    skipped += absent
+    if args.list:
+        print("\n".join([f"{scenario.name:12} {scenario.about}" for scenario in SCENARIOS.values()]), end="\n\n")
+        print("\n".join(each.name for each in candidates))
+        print("\n".join(f"skipped: {each}" for each in skipped))
+        return
+    prepare()
+    if args.profile or args.sample:
+        look_inside(candidates, find, args)
+        return
+    about = [time.strftime("%Y-%m-%d"), machine.machine(), machine.load()]
+    started = time.monotonic()
+    with upstreams() as behind:
+        results = compare(candidates, behind, args)
+    about.append(
+        f"rounds: {args.rounds}, each run {args.seconds} s; {(time.monotonic() - started) / 60:.1f} minutes in all"
+    )
+    seen = {name for runs in results.runs.values() for name in runs}
+    about.append(machine.versions(candidate for candidate in candidates if candidate.name in seen))
+    if skipped:
+        about.append(f"skipped: {'; '.join(skipped)}")
+    text = report.write(results, about)
+    print(text, end="")
+    if args.write:
+        report.put(args.write, text)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""What one writes by hand in Tornado: fetch the whole response, copy it. The measure of the others."""
+"""What one writes by hand in Tornado: fetch the response, copy it. It neither streams, nor limits, nor cancels."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
+import argparse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from tornado.curl_httpclient import CurlAsyncHTTPClient
-from tornado.httpclient import HTTPRequest
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.httputil import HTTPHeaders
-from tornado.web import Application, RequestHandler
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.web import RequestHandler
+
+from tests.benchmark.candidates.serving import arguments, run, serving_rules
 
 HOP_BY_HOP = frozenset(
     {
@@ -17,12 +20,11 @@ HOP_BY_HOP = frozenset(
         "Transfer-Encoding", "Upgrade",
     }
 )  # fmt: skip
+CLIENTS: dict[str, type[AsyncHTTPClient]] = {"curl": CurlAsyncHTTPClient, "simple": SimpleAsyncHTTPClient}
 
 
 class Proxy(RequestHandler):
-    """Neither streams, nor limits, nor cancels."""
-
-    def initialize(self, client: CurlAsyncHTTPClient, upstream: str) -> None:
+    def initialize(self, client: AsyncHTTPClient, upstream: str) -> None:
         self.client = client
         self.upstream = upstream
 
@@ -32,7 +34,7 @@ class Proxy(RequestHandler):
         for name, value in inbound.headers.get_all():
             if name not in HOP_BY_HOP and name not in ("Host", "Content-Length"):
                 headers.add(name, value)
-        headers["X-Forwarded-For"] = inbound.remote_ip
+        headers["X-Forwarded-For"] = inbound.remote_ip or ""
         headers["X-Forwarded-Proto"] = inbound.protocol
         headers["X-Forwarded-Host"] = inbound.host
         request = HTTPRequest(
@@ -56,15 +58,14 @@ class Proxy(RequestHandler):
     get = head = post = put = patch = delete = options = forward
 
 
-async def main(upstream: str, port: str) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    client = CurlAsyncHTTPClient(max_clients=256)
-    app = Application([(r".*", Proxy, {"client": client, "upstream": upstream})], log_function=lambda handler: None)
-    app.listen(int(port), "127.0.0.1")
-    print("listening", flush=True)
-    await stop.wait()
+@asynccontextmanager
+async def serving(args: argparse.Namespace) -> AsyncIterator[None]:
+    client = CLIENTS[args.client](force_instance=True, max_clients=256)
+    async with serving_rules([(r".*", Proxy, {"client": client, "upstream": args.upstream})], args.port):
+        yield
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:3]))
+    parser = arguments()
+    parser.add_argument("--client", choices=sorted(CLIENTS), default="curl")
+    run(serving, parser.parse_args())

@@ -1,30 +1,19 @@
-"""Ours, as most users run it: mounted in a plain Application. A third argument is where a profile is written."""
+"""Ours, as most users run it: mounted in a plain Application, behind Tornado's server or ours (--our-server)."""
 
 from __future__ import annotations
 
-import asyncio
-import cProfile
-import signal
-import sys
+import argparse
+from contextlib import AbstractAsyncContextManager
 
-from tornado.web import Application
-
+from tests.benchmark.candidates.serving import arguments, run, serving_rules
 from tornado_proxy import mount
 
 
-async def main(upstream: str, port: str) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    app = Application([mount("/", upstream)], log_function=lambda handler: None)
-    app.listen(int(port), "127.0.0.1")
-    print("listening", flush=True)
-    await stop.wait()
+def serving(args: argparse.Namespace) -> AbstractAsyncContextManager[None]:
+    return serving_rules([mount("/", args.upstream)], args.port, args.our_server)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
-        with cProfile.Profile() as profile:
-            asyncio.run(main(*sys.argv[1:3]))
-        profile.dump_stats(sys.argv[3])
-    else:
-        asyncio.run(main(*sys.argv[1:3]))
+    parser = arguments()
+    parser.add_argument("--our-server", action="store_true")
+    run(serving, parser.parse_args())
