@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tornado_proxy"
 LAYERS = [
     ["_version", "errors", "decoding"],
     ["headers"],
-    ["urls", "framing"],
+    ["urls", "framing", "trailers"],
     ["server.parser", "server.detach", "server.link"],
     ["server.request"],
     ["server.ending"],
