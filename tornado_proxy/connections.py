@@ -50,6 +50,12 @@ class ServerConnection(Protocol):
     def close_after_response(self) -> None:
         """Close once the response is out, and say so: after faulty framing, and for HTTP/1.0 without a length."""
 
+    def takes_trailers(self) -> bool:
+        """Return whether the response can end with trailers. Known once its head is sent."""
+
+    def set_trailers(self, headers: HTTPHeaders) -> None:
+        """Send these behind the body when the response is finished (RFC 9110 section 6.5)."""
+
     def abort(self) -> None:
         """Close now. What was written goes out; then the end comes too early, which the other end sees."""
 
@@ -116,6 +122,13 @@ class TornadoConnection:
         self._connection._disconnect_on_finish = True
         # write_headers would promise "Keep-Alive" to an HTTP/1.0 client that asked for it; it looks at nothing else.
         self._connection._request_headers = HTTPHeaders()
+
+    def takes_trailers(self) -> bool:
+        # It writes the last chunk and the end in one.
+        return False
+
+    def set_trailers(self, headers: HTTPHeaders) -> None:
+        raise RuntimeError("Tornado's server sends no trailers")
 
     def abort(self) -> None:
         connection = self._connection

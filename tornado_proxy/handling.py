@@ -226,8 +226,10 @@ class HandlerDownstream:
         handler._write_buffer.append(chunk)
         return handler.flush()
 
-    def send_end(self) -> Future[None]:
+    def send_end(self, response: UpstreamResponse | None = None) -> Future[None]:
         handler: RequestHandler = self.handler
+        if response is not None and self._connection.takes_trailers() and response.trailers:
+            self._connection.set_trailers(response.trailers)
         return handler.finish()
 
     def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
