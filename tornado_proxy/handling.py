@@ -82,7 +82,7 @@ class HandlerDownstream:
     def _judge(self, split: Split) -> Inbound:
         """Step (1): refuse what is ambiguous before anything is sent upstream."""
         request = self.request
-        framing = request_framing(request.version, request.headers)
+        framing = self._connection.framing or request_framing(request.version, request.headers)
         if request.method not in self._options.methods:
             error = BadRequest(f"method {request.method} is not forwarded; custom_http_methods can name it")
             error.status_code = 501

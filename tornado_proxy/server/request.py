@@ -15,6 +15,7 @@ from tornado.escape import native_str, utf8
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPOutputError, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
+from tornado_proxy.framing import Framing
 from tornado_proxy.headers import NOT_IN_TRAILERS, remove_hop_by_hop
 from tornado_proxy.server.detach import closed_stream
 from tornado_proxy.server.link import Context
@@ -88,6 +89,8 @@ class Owner(Protocol):
 class RequestConnection(HTTPConnection):
     """One request, and the way to answer it."""
 
+    # Its fields say how its body is delimited.
+    framing: Framing | None = None
     # How a chunked body ends, with its trailers.
     _last_chunk = b"0\r\n\r\n"
 
