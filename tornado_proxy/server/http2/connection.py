@@ -120,20 +120,22 @@ class Http2Connection(EndingLink):
         type_, stream_id = frame.type, frame.stream_id
         raw = frame.raw
         if type_ == Type.DATA:
-            if frame.size:
-                self._control.earn_bytes(frame.size)
-            elif not frame.flags & END_STREAM:
+            forgotten = stream_id in self._forgotten
+            if not (frame.size or frame.flags & END_STREAM) or not (forgotten or stream_id in self.streams):
                 self._charge(frame)
-            if stream_id in self._forgotten:
+            else:
+                self._control.earn_bytes(frame.size)
+            if forgotten:
                 self._drop(frame.size)
                 return
         elif type_ == Type.HEADERS:
-            if stream_id in self._forgotten:
+            if stream_id in self.streams:
+                if not frame.flags & END_STREAM:
+                    # Trailers that end nothing (RFC 9113 section 8.1): h2 sees others, and the stream is cut.
+                    self._endless = stream_id
+                    raw = with_end_stream(frame)
+            elif stream_id <= self.engine.highest_inbound_stream_id:
                 self._charge(frame)
-            elif stream_id in self.streams and not frame.flags & END_STREAM:
-                # Trailers that end nothing (RFC 9113 section 8.1): h2 gets to see others, and the stream is cut.
-                self._endless = stream_id
-                raw = with_end_stream(frame)
         elif type_ != Type.CONTINUATION:
             if not frame.flags & ACK or type_ not in (Type.SETTINGS, Type.PING):
                 self._charge(frame)
