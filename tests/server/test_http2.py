@@ -127,8 +127,8 @@ class TestResponses:
         await client.ping()
         writes = []
         (connection,) = running.server._connections
-        write = connection.transport.write
-        connection.transport.write = lambda data: (writes.append(bytes(data)), write(data))
+        write = connection.write
+        connection.write = lambda data: (writes.append(data), write(data))
         response = await client.exchange("GET", "/")
         assert (response.headers, response.body) == ([("content-type", "text/plain"), ("content-length", "3")], b"abc")
         assert [seen.type for seen in client.frames[-2:]] == [Type.HEADERS, Type.DATA]

@@ -187,6 +187,22 @@ class TestSending:
         assert not client.responses[large].complete
         assert len((await client.response(large)).body) == 2_000_000
 
+    async def test_a_window_may_be_larger_than_what_we_hold(self, serve, recorder, slow):
+        """Else whoever writes without a pause would fill the memory within one turn of the loop."""
+        client = await slow(serve(recorder, http2=True), own={WINDOW: 2**31 - 1})
+        await client.grant(2**30)
+        stream = await client.request("GET", "/")
+        await recorder.seen("finish")
+        (connection,) = recorder.connections
+        begin(connection)
+        sent = 0
+        while (written := connection.write(b"x" * 10_000)).done():
+            sent += 10_000
+        assert sent <= 65_536
+        await within(written, "the write")
+        connection.finish()
+        assert len((await client.response(stream)).body) == sent + 10_000
+
     async def test_a_client_that_does_not_read_at_all(self, serve, recorder, slow):
         """The kernel's buffers fill; then the writer waits, and memory does not grow."""
         running = serve(recorder, http2=True)

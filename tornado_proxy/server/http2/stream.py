@@ -22,6 +22,9 @@ from tornado_proxy.server.http2.inbound import Inbound, Owner
 from tornado_proxy.server.parser import RequestHead
 from tornado_proxy.server.request import NO_LIMIT, Stream
 
+# Octets that may wait for the end of this turn of the loop before whoever writes must wait for it too. Windows can be
+# as large as the client's memory; ours is not meant to be.
+WRITE_AHEAD = 64 * 1024
 # Seconds without progress after which a client that does not read its last response is given up.
 WRITE_STALL = 60.0
 
@@ -107,7 +110,8 @@ class RequestStream(Inbound):
         self.outbox.put(chunk)
         link.enqueue(self)
         # It goes at the end of this turn if there is room, and then nobody need wait for that.
-        if not link.write_paused and self.outbox.size <= max(0, link.window(self.stream_id)):
+        waiting = self.outbox.size
+        if not link.write_paused and (not waiting or waiting <= min(link.window(self.stream_id), WRITE_AHEAD)):
             return link.done
         waiter: Future[None] = link.loop.create_future()
         self._waiters.append(waiter)
