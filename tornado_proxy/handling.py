@@ -63,6 +63,10 @@ class HandlerDownstream:
             inbound = self._judge(split)
             client = options.client or handler.settings.get("proxy_client") or default_client()
             self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
+            if self._connection.is_closed():
+                # Before the handler began, and so before anyone could be told. Where clients cut requests by the
+                # hundred (HTTP/2), none of these shall reach the upstream.
+                exchange.downstream_closed()
             if self.streams:
                 self._receive_body(exchange.upload is not None)
             await exchange.run()

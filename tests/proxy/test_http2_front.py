@@ -292,6 +292,19 @@ class TestTheEndOfOneSide:
         await neighbour.respond(200, body=b"ok")
         assert (await client.response(other)).body == b"ok"
 
+    @pytest.mark.parametrize("method", ["GET", "POST"])
+    async def test_one_that_is_cut_with_its_head_asks_nobody(self, fronted, upstream, method):
+        """Rapid reset: the handler has not begun, and nobody could have told it."""
+        running, client = await fronted(upstream.url)
+        sent = b""
+        for _ in range(20):
+            stream = client._next_stream
+            sent += client.head(request_fields(method), end=method == "GET") + rst_stream(stream)
+        await client.send(sent)
+        for _ in range(20):
+            assert (await running.next_outcome()).status == 499
+        assert upstream.accepted == 0
+
     async def test_so_does_an_upload_that_is_cut(self, fronted, upstream):
         running, client = await fronted(upstream.url)
         stream = await client.request("POST", "/x", body=b"abc", end=False)

@@ -226,9 +226,12 @@ class RequestStream(Inbound):
                 waiter.exception()
 
     def lose(self) -> None:
-        """Drop everything, and tell the application that the client will not get, or did not send, the rest."""
+        """Drop everything, and tell the application that the client will not get, or did not send, the rest.
+
+        It is told in the next turn of the loop: a handler whose request came in this one has not begun yet.
+        """
         self.closed()
-        self.tell()
+        self._owner.loop.call_soon(self.tell)
 
     def written(self) -> None:
         """All that was written is out."""
