@@ -189,6 +189,34 @@ class TestEarlyAnswers:
         assert resets in ([], [Code.NO_ERROR])
         await recorder.seen("close")
 
+    async def test_whoever_waits_for_the_rest_is_told_that_it_will_not_come(self, serve, recorder):
+        """The head was the end, and the application has not said that it is done."""
+        recorder.on_head = lambda connection: connection.write_headers(OK, HTTPHeaders())
+        client = await serve(recorder, http2=True).connect2()
+        stream = await client.request("HEAD", "/", body=b"x", end=False)
+        assert (await client.response(stream)).complete
+        assert (await client.rst_stream(stream)).code == Code.NO_ERROR
+        await recorder.seen("close")
+        recorder.connections[0].finish()
+        recorder.on_head = None
+        recorder.on_finish = respond
+        assert (await client.exchange("GET", "/")).body == b"ok"
+
+    async def test_who_sends_all_before_it_reads_comes_to_an_end(self, serve, recorder):
+        """The answer waits for the client's window, and the client would wait for ours."""
+        recorder.on_head = respond
+        client = await serve(recorder, http2=True, initial_window_size=1000).connect2(own={4: 0})
+        stream = await client.request("POST", "/", end=False)
+        await recorder.seen("close")
+        for _ in range(20):
+            await client.data(stream, b"x" * 1000)
+            await client.read_until(lambda seen: (seen.type, seen.stream) == (Type.WINDOW_UPDATE, stream))
+        await client.data(stream, end=True)
+        await client.grant(2, stream)
+        response = await client.response(stream)
+        assert (response.body, response.reset) == (b"ok", None)
+        assert recorder.body == b""
+
     async def test_one_that_is_still_going_out_does_not_end_the_upload(self, serve, recorder):
         """Full duplex: the response may end before the request only if it has ended."""
         client = await serve(recorder, http2=True).connect2()

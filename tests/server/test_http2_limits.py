@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import socket
 import time
 
 import pytest
@@ -186,6 +187,50 @@ class TestControlFrames:
             stream = await client.request("GET", "/")
             await client.send(frame(Type.PRIORITY, b"\0\0\0\0\x0f", stream=stream) * 4)
             assert (await client.response(stream)).status == 200
+
+    async def test_a_client_that_does_not_read_the_answers_is_not_read_from(self, serve, recorder):
+        """Refusals are free of charge, and would pile up here."""
+        running = serve(recorder, http2=True)
+        client = await running.connect2(receive_buffer=4096)
+        await client.ready()
+        (connection,) = running.server._connections
+        # The kernel would hold megabytes for it.
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connect = [(":method", "CONNECT"), (":authority", "a:443")]
+        client.encoder.header_table.maxsize = 0
+        block = client.encoder.encode([(name, value, True) for name, value in connect], huffman=False)
+        sending = asyncio.ensure_future(
+            client.send(
+                b"".join(
+                    frame(Type.HEADERS, block, stream=stream, flags=END_HEADERS | END_STREAM)
+                    for stream in range(1, 200_000, 2)
+                )
+            )
+        )
+        async with asyncio.timeout(5):
+            while not connection.reading_paused:
+                await asyncio.sleep(0)
+        assert connection.transport.get_write_buffer_size() < 400_000
+        # It reads again, and is read from again.
+        received = len(await client.read_some())
+        while connection.reading_paused:
+            received += len(await client.read_some())
+        assert received > 65_536
+        client.reset()
+        sending.cancel()
+        await asyncio.wait_for(running.server._empty.wait(), 5)
+
+    async def test_its_end_is_noticed_all_the_same(self, serve, recorder):
+        running = serve(recorder, http2=True, linger_time=0.1)
+        client = await running.connect2(receive_buffer=4096)
+        await client.request("GET", "/")
+        await recorder.seen("finish")
+        (connection,) = running.server._connections
+        connection.pause_reading()
+        await client.send(frame(Type.PING, b"x" * 8) * 100)
+        client.close()
+        await asyncio.wait_for(running.server._empty.wait(), 5)
+        assert recorder.connections[0].is_closed()
 
     async def test_settings_that_nobody_knows_are_not_kept(self, serve, recorder):
         running = serve(recorder, http2=True)

@@ -40,6 +40,10 @@ from tornado_proxy.server.http2.stream import RequestStream, own_answer
 log = logging.getLogger(__name__)
 
 
+class _EngineFault(Exception):
+    """The connection cannot go on, and h2 has said so itself, in its last frame."""
+
+
 class Http2Connection(EndingLink):
     """Tornado's ``server_conn``."""
 
@@ -91,15 +95,16 @@ class Http2Connection(EndingLink):
         except ConnectionFault as fault:
             self._give_up(fault.code, str(fault))
             return
-        except ProtocolError as error:
-            # h2 has said so itself, in its last frame.
-            self._end_our_side(f"{type(error).__name__}: {error}")
+        except _EngineFault as fault:
+            self._end_our_side(str(fault))
             return
         if not reader.block_of:
             self._block_deadline = math.inf
         elif self._block_deadline == math.inf:
             self._block_deadline = self._loop.time() + self._server.header_timeout
         self.schedule()
+        if self.write_paused:
+            self.hold_back()
 
     def eof_received(self) -> None:
         """Take the client for gone; returns nothing, so the transport closes itself once what was written is out."""
@@ -143,7 +148,11 @@ class Http2Connection(EndingLink):
                 return
             if type_ == Type.SETTINGS:
                 raw = known_settings(frame)
-        for event in self.engine.receive_data(raw):
+        try:
+            made = self.engine.receive_data(raw)
+        except ProtocolError as error:
+            raise _EngineFault(f"{type(error).__name__}: {error}") from error
+        for event in made:
             handler = _HANDLERS.get(type(event))
             if handler is not None:
                 handler(self, event)
@@ -174,7 +183,6 @@ class Http2Connection(EndingLink):
     def _on_request(self, event: events.RequestReceived) -> None:
         stream_id = event.stream_id
         server = self._server
-        self._control.earn(CONTROL_FRAMES_PER_REQUEST)
         if self._refusing or len(self.streams) >= server.http2_limits.max_concurrent_streams:
             self._charge_reset()
             self.engine.reset_stream(stream_id, Error.REFUSED_STREAM)
@@ -198,6 +206,7 @@ class Http2Connection(EndingLink):
                 self.forget(stream_id)
             return
         self.deadline = math.inf
+        self._control.earn(CONTROL_FRAMES_PER_REQUEST)
         stream = RequestStream(self, stream_id, head, server.max_body_size)
         self.streams[stream_id] = stream
         try:

@@ -136,6 +136,7 @@ class EndingLink(SendingLink):
         log.debug("ending the connection to %s: %s", self.context, why)
         self.flush_engine()
         self._ended = True
+        self.resume_reading()
         self._lose_all()
         self.deadline = self._loop.time() + self._server.linger_time
         if not self.tls and not self.transport.is_closing():
@@ -151,6 +152,11 @@ class EndingLink(SendingLink):
 
     def sweep(self, now: float) -> None:
         """Look after what only time can tell; called about once a second."""
+        if self.reading_paused and not self._ended and self.has_left():
+            # Its bytes wait in the kernel in front of its end, which we shall therefore not read soon.
+            self._ended = True
+            self.transport.close()
+            self._lose_all()
         if self._ended:
             if now >= self.deadline:
                 self._close(now)

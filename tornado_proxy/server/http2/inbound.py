@@ -52,6 +52,7 @@ class Inbound(HTTPConnection):
         self.stream_id = stream_id
         # None once nothing can be written any more: finished, cut or lost.
         self._link: Owner | None = link
+        self._owner = link
         self._head = head
         # Our verdict: what goes upstream is framed by it. There need not be a Content-Length.
         self.framing = head.framing
@@ -98,7 +99,11 @@ class Inbound(HTTPConnection):
         length = self.framing.length
         if length is not None and self._received > length:
             raise Malformed("more content than Content-Length")
-        if self._link is None or self._delegate is None or not data:
+        if self._link is None or self._delegate is None:
+            # It was answered, and the answer is still going out. Who sends all before it reads must come to an end.
+            self._credit = self._owner.open_window(self, self._credit + len(data))
+            return
+        if not data:
             return
         if self._busy is None:
             self._deliver_piece(data, self._delegate)

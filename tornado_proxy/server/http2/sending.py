@@ -24,6 +24,8 @@ from tornado_proxy.server.link import Link
 
 # Octets of content written in one turn of the loop, so that other connections have theirs.
 WRITE_AT_ONCE = 256 * 1024
+# Octets of answers that a client may leave unread before nothing more is read from it. A PING takes 17 of them.
+MAX_UNREAD = 64 * 1024
 
 
 class SendingLink(Link):
@@ -43,6 +45,8 @@ class SendingLink(Link):
         self._waiting: set[RequestStream] = set()
         # The end of this turn of the loop will see to it.
         self._scheduled = False
+        # Octets written although the kernel takes no more: answers to what the client goes on sending.
+        self._unread = 0
 
     # -- streams call these
 
@@ -104,6 +108,15 @@ class SendingLink(Link):
         data = self.engine.data_to_send()
         if data:
             self.write(data)
+
+    def hold_back(self) -> None:
+        """Read no more from a client that does not read our answers (PING, SETTINGS, refusals) to what it sends."""
+        data = self.engine.data_to_send()
+        if data:
+            self.write(data)
+            self._unread += len(data)
+        if self._unread > MAX_UNREAD:
+            self.pause_reading()
 
     def _take_turns(self) -> None:
         budget = WRITE_AT_ONCE
@@ -176,6 +189,9 @@ class SendingLink(Link):
         if not stream.complete:
             self.engine.reset_stream(stream.stream_id, Error.NO_ERROR)
             self.forget(stream.stream_id)
+            if not stream.finished:
+                # It ended with its head. Whoever waits for the rest of the request waits in vain.
+                stream.lose()
         self.stream_closed()
 
     # -- the upper half does these
@@ -196,5 +212,7 @@ class SendingLink(Link):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._unread = 0
+        self.resume_reading()
         # Not from here: the transport is still in the middle of its write.
         self.schedule()

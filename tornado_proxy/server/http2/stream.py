@@ -34,7 +34,6 @@ class RequestStream(Inbound):
 
     def __init__(self, link: Owner, stream_id: int, head: RequestHead, max_body_size: int) -> None:
         super().__init__(link, stream_id, head, max_body_size)
-        self._owner = link
         self.context = link.context
         # The final head was put into the outbox.
         self.head_sent = False
