@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).resolve().parent
 # For response.decode() to know br and zstd.
 CODINGS = ["brotli>=1.2", "backports.zstd; python_version < '3.14'"]
+# For the server in front; libcurl has its own.
+HTTP2 = ["h2>=4.3"]
 
 
 def version() -> str:
@@ -39,7 +41,7 @@ setup(
     install_requires=["tornado>=6.6", "pycurl>=7.49"],
     extras_require={
         "speed": ["uvloop; platform_system != 'Windows'"],
-        "http2": ["h2"],
+        "http2": HTTP2,
         "httpx": ["httpx>=0.27"],
         "aiohttp": ["aiohttp>=3.12"],
         "codings": CODINGS,
@@ -59,6 +61,7 @@ setup(
             "flask",
             "a2wsgi",
             *CODINGS,
+            *HTTP2,
         ],
     },
     classifiers=[

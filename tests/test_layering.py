@@ -12,9 +12,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tornado_proxy"
 LAYERS = [
     ["_version", "errors", "decoding"],
     ["headers"],
-    ["urls", "framing"],
+    ["urls", "framing", "trailers"],
     ["server.parser", "server.detach", "server.link"],
     ["server.request", "server.application"],
+    ["server.http2", "server.http2.limits", "server.http2.frames", "server.http2.heads"],
+    ["server.http2.engine", "server.http2.outbox"],
+    ["server.http2.inbound"],
+    ["server.http2.stream"],
+    ["server.http2.sending"],
+    ["server.http2.ending"],
+    ["server.http2.connection"],
+    ["server.http2.choice"],
     ["server.ending"],
     ["server.connection"],
     ["server.http1"],
@@ -95,6 +103,8 @@ class TestLayers:
             ("httpx", ["clients.httpx"]),
             ("aiohttp", ["clients.aiohttp"]),
             ("yarl", ["clients.aiohttp"]),
+            ("h2", ["server.http2.connection", "server.http2.engine", "server.http2.sending"]),
+            ("hpack", ["server.http2.engine", "server.http2.heads"]),
         ],
     )
     def test_a_library_is_imported_by_its_client_only(self, library, users):

@@ -14,6 +14,7 @@ import pytest
 
 from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
+from tests.support.http2 import Http2, rst_stream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import Request, ScriptedUpstream, UpstreamConnection
 from tests.support.wire import WireClosed, chunk
@@ -197,12 +198,60 @@ class TestAThousandThatLeave:
         return sum(conn.sock.fileno() >= 0 for conn in upstream.connections)
 
 
+class TestStreamsThatAreCut:
+    async def test_a_thousand_of_them_leave_nothing(self, proxy, upstream, unread):
+        """Of HTTP/2, wherever their exchange is; the connections go on, and have a response to the last request."""
+        upstream.serve(answer)
+        running = await proxy.app(
+            lambda running: [
+                mount("/unread", unread.url, on_done=running.record(), client_options=CLIENT_OPTIONS),
+                mount("/", upstream.url, on_done=running.record(), client_options=CLIENT_OPTIONS),
+            ],
+            server_options={"http2": True, "max_resets": 1000},
+        )
+        assert (await running.get("/warm")).complete
+        await running.next_outcome()
+        tasks = asyncio.all_tasks()
+        driver = shared_client(DEFAULT_CLIENT, CLIENT_OPTIONS)._driver
+        clients = [await running.connect2(own={4: 100_000}) for _ in range(10)]
+        for client in clients:
+            await client.ready()
+        await asyncio.gather(*(a_hundred_are_cut(client, number) for number, client in enumerate(clients)))
+        await until(lambda: forwarder.active_exchanges() == 0, "every exchange ended")
+        assert (len(driver._active), len(driver._queue)) == (0, 0)
+        await until(lambda: not upstream.busy, "no upstream connection stayed in the middle of an exchange")
+        for conn in unread.connections:
+            await conn.closed()
+            conn.close()
+        await until(
+            lambda: not [task for task in asyncio.all_tasks() - tasks if "_serve" not in repr(task.get_coro())],
+            "every task ended",
+        )
+        assert len(running.outcomes) == CLIENTS + 1
+        for client in clients:
+            assert (await client.exchange("GET", "/after")).body == SHORT
+        assert not any(connection.streams for connection in running.server._connections)
+
+
+async def a_hundred_are_cut(client: Http2, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(CLIENTS // 10):
+        target = chance.choice(["/hold", "/events", "/endless", "/short", "/unread/x"])
+        body = chance.choice([None, None, b"x" * chance.randrange(20_000)])
+        stream = await client.request("POST" if body else "GET", target, body=body, end=chance.random() < 0.5)
+        for _ in range(chance.randrange(4)):
+            # What has come by now: perhaps nothing.
+            await client.ping()
+        await client.send(rst_stream(stream))
+
+
 class TestAnExchangeThatEnded:
-    async def test_leaves_nothing_to_the_garbage_collector(self, proxy, upstream):
+    @pytest.mark.parametrize("client", [Downstream, Http2], ids=["1.1", "2"])
+    async def test_leaves_nothing_to_the_garbage_collector(self, proxy, upstream, client):
         """What refers to itself in a circle is freed late, and looking for it takes a fifth of a small exchange."""
         upstream.serve(answer)
-        running = await proxy(upstream.url)
-        async with await Downstream.connect(running.port) as downstream:
+        running = await proxy(upstream.url, server_options={"http2": True} if client is Http2 else {})
+        async with await client.connect(running.port) as downstream:
             assert (await downstream.exchange("GET", "/warm")).complete
             gc.collect()
             gc.disable()

@@ -20,6 +20,8 @@ from typing import Any, Protocol, cast
 from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import SSLIOStream, StreamClosedError
 
+from tornado_proxy.framing import Framing
+
 log = logging.getLogger(__name__)
 
 # Seconds that a client may go on sending after the whole response; what it sends is dropped. RFC 9112 section 9.6.
@@ -31,6 +33,10 @@ _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 class ServerConnection(Protocol):
     """One request's use of a downstream connection."""
+
+    @property
+    def framing(self) -> Framing | None:
+        """How the request's body is delimited, where its fields do not say: in HTTP/2. ``None`` in HTTP/1.1."""
 
     def begin_body(self, has_body: bool) -> None:
         """Prepare for a body that is read while the response may already be under way; send no 100 for it."""
@@ -48,7 +54,16 @@ class ServerConnection(Protocol):
         """Return whether the other end has closed its side, though we are not reading."""
 
     def close_after_response(self) -> None:
-        """Close once the response is out, and say so: after faulty framing, and for HTTP/1.0 without a length."""
+        """Close once the response is out, and say so: after faulty framing, and for HTTP/1.0 without a length.
+
+        In HTTP/2 there is nothing to do: where a request ends is never in doubt, and the connection is others' too.
+        """
+
+    def takes_trailers(self) -> bool:
+        """Return whether the response can end with trailers. Known once its head is sent."""
+
+    def set_trailers(self, headers: HTTPHeaders) -> None:
+        """Send these behind the body when the response is finished (RFC 9110 section 6.5)."""
 
     def abort(self) -> None:
         """Close now. What was written goes out; then the end comes too early, which the other end sees."""
@@ -63,6 +78,8 @@ class TornadoConnection:
     """Tornado's ``HTTP1Connection``, which serves one request."""
 
     __slots__ = ("_connection",)
+
+    framing: Framing | None = None
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -116,6 +133,13 @@ class TornadoConnection:
         self._connection._disconnect_on_finish = True
         # write_headers would promise "Keep-Alive" to an HTTP/1.0 client that asked for it; it looks at nothing else.
         self._connection._request_headers = HTTPHeaders()
+
+    def takes_trailers(self) -> bool:
+        # It writes the last chunk and the end in one.
+        return False
+
+    def set_trailers(self, headers: HTTPHeaders) -> None:
+        raise RuntimeError("Tornado's server sends no trailers")
 
     def abort(self) -> None:
         connection = self._connection

@@ -58,8 +58,8 @@ class Downstream(Protocol):
     def send_chunk(self, chunk: bytes) -> asyncio.Future[None]:
         """Send ``chunk`` at once."""
 
-    def send_end(self) -> asyncio.Future[None]:
-        """End the response well."""
+    def send_end(self, response: UpstreamResponse | None = None) -> asyncio.Future[None]:
+        """End the response well, with the trailers of ``response`` where it has any and the downstream takes them."""
 
     def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
         """Return the fields that ``send_head`` would send."""

@@ -486,7 +486,7 @@ class Exchange:
             self.outcome.bytes_down += len(chunk)
             if not _drained(written):
                 await self._drain(written)
-        written = downstream.send_end()
+        written = downstream.send_end(response)
         if not _drained(written):
             await self._drain(written)
 

@@ -84,7 +84,7 @@ def expects_continue(version: str, headers: HTTPHeaders, framing: Framing) -> bo
     RFC 9110 section 10.1.1: an expectation in HTTP/1.0 is ignored, and one without a body means nothing. Other
     expectations are not ours to meet, and not forwarded.
     """
-    if "Expect" not in lines_of(headers) or version != "HTTP/1.1" or not framing.has_body:
+    if "Expect" not in lines_of(headers) or version == "HTTP/1.0" or not framing.has_body:
         return False
     return "100-continue" in [member.strip(" \t").lower() for member in headers["Expect"].split(",")]
 

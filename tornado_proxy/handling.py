@@ -65,6 +65,10 @@ class HandlerDownstream:
             inbound = self._judge(split)
             client = options.client or handler.settings.get("proxy_client") or default_client()
             self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
+            if self._connection.is_closed():
+                # Before the handler began, and so before anyone could be told. Where clients cut requests by the
+                # hundred (HTTP/2), none of these shall reach the upstream.
+                exchange.downstream_closed()
             if self.streams:
                 self._receive_body(exchange.upload is not None)
             await exchange.run()
@@ -84,7 +88,7 @@ class HandlerDownstream:
     def _judge(self, split: Split) -> Inbound:
         """Step (1): refuse what is ambiguous before anything is sent upstream."""
         request = self.request
-        framing = request_framing(request.version, request.headers)
+        framing = self._connection.framing or request_framing(request.version, request.headers)
         if request.method not in self._options.methods:
             error = BadRequest(f"method {request.method} is not forwarded; custom_http_methods can name it")
             error.status_code = 501
@@ -244,8 +248,10 @@ class HandlerDownstream:
         handler._write_buffer.append(chunk)
         return handler.flush()
 
-    def send_end(self) -> Future[None]:
+    def send_end(self, response: UpstreamResponse | None = None) -> Future[None]:
         handler: RequestHandler = self.handler
+        if response is not None and self._connection.takes_trailers() and response.trailers:
+            self._connection.set_trailers(response.trailers)
         return handler.finish()
 
     def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:

@@ -38,6 +38,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 
+# RFC 9110 section 6.5.1: what, beside hop-by-hop fields, would change how a message is read that is read already.
+NOT_IN_TRAILERS = frozenset({"Content-Length", "Host"})
+
 # Host, the length and the expectation of the upstream request are ours (RFC 9110 sections 7.2, 8.6, 10.1.1). A CGI
 # upstream would take Proxy for the variable HTTP_PROXY (CVE-2016-5385, "httpoxy").
 _NOT_FORWARDED = frozenset({"Host", "Content-Length", "Expect", "Proxy"})

@@ -78,6 +78,23 @@ class UpstreamResponse:
     filtered: bool = True
     # What read() or decode() put into ``body``.
     _as_read: bytes | None = field(default=None, init=False, repr=False)
+    # Made on the first look: most responses have none, and nobody asks.
+    _trailers: HTTPHeaders | None = field(default=None, init=False, repr=False)
+
+    @property
+    def trailers(self) -> HTTPHeaders:
+        """The fields that came behind the body (RFC 9110 section 6.5), such as ``grpc-status``.
+
+        Empty until the body has ended, and where there are none or the client cannot tell. Hop-by-hop fields and those
+        about framing, authentication and the content's format are left out.
+        """
+        if self._trailers is None:
+            self._trailers = HTTPHeaders()
+        return self._trailers
+
+    @trailers.setter
+    def trailers(self, fields: HTTPHeaders) -> None:
+        self._trailers = fields
 
     @property
     def body_replaced(self) -> bool:

@@ -69,10 +69,13 @@ def members(headers: HTTPHeaders, name: str) -> list[str]:
     return [member.strip(" \t").lower() for member in ",".join(headers.get_list(name)).split(",")]
 
 
-async def read_body(method: str, head: Head, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def read_body(
+    method: str, head: Head, reader: asyncio.StreamReader, trailers: list[bytes] | None = None
+) -> AsyncIterator[bytes]:
     """Yield the body of the answer to ``method``, delimited as RFC 9112 section 6.3 says.
 
-    Trailers are read and dropped. Raises ``ValueError`` where nobody could say how the body ends.
+    The lines of trailers are appended to ``trailers``, or dropped. Raises ``ValueError`` where nobody could say how the
+    body ends.
     """
     if not response_may_have_body(method, head.status):
         return
@@ -86,8 +89,11 @@ async def read_body(method: str, head: Head, reader: asyncio.StreamReader) -> As
             if await reader.readexactly(2) != b"\r\n":
                 raise ValueError("sent a chunk that does not end where it should")
         for _ in range(_MAX_TRAILERS):
-            if await reader.readuntil(b"\n") == b"\r\n":
+            line = await reader.readuntil(b"\n")
+            if line == b"\r\n":
                 return
+            if trailers is not None:
+                trailers.append(line)
         raise ValueError("sent too many trailers")
     length = response_length(head.headers)
     if length is not None:

@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
-import importlib
+import importlib.util
 import itertools
 import logging
 import math
@@ -129,6 +129,7 @@ def make_parser() -> Parser:
     )
     add("--tls-cert", metavar="FILE", help="serve https with this certificate chain (PEM)")
     add("--tls-key", metavar="FILE", help="private key of --tls-cert, if that file does not hold it")
+    add("--http2", action="store_true", help="serve HTTP/2 too: by ALPN with --tls-cert, else to who begins with it")
     add("--processes", type=processes, default=1, metavar="N", help="serve with N processes; 0: one a core (1)")
     add(
         "--drain-timeout",
@@ -273,7 +274,7 @@ async def serve(
 
         demo = await start()
     rules = make_rules(args, demo.mounts() if demo else (), log)
-    server = HTTPServer(make_application(rules, log), ssl_options=tls)
+    server = HTTPServer(make_application(rules, log), ssl_options=tls, http2=args.http2)
     stop = stop_requested(workers)
     rest_garbage_collector()
     server.add_sockets(sockets)
@@ -318,6 +319,8 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError("--demo brings its own upstream for /; leave out --to")
     if args.demo and args.processes > 1:
         raise UsageError("--demo shows the memory of one process; leave out --processes")
+    if args.http2 and importlib.util.find_spec("h2") is None:
+        raise UsageError("--http2 needs h2: pip install 'tornado_proxy[http2]'")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -164,6 +164,21 @@ class TestInAnApplication:
         assert seen == [b"hello"]
         client.close()
 
+    async def test_trailers_are_there_with_the_end(self):
+        async def script(upstream: FakeUpstream) -> None:
+            with pytest.raises(RuntimeError):
+                upstream.send_trailers({})
+            upstream.send_head(200)
+            await upstream.write(b"one")
+            upstream.send_trailers({"grpc-status": "0"})
+
+        client = FakeClient(script)
+        response = await client.send(request_for("GET", "http://upstream.example"))
+        assert await collected(response) == (b"one", None)
+        assert list(response.trailers.get_all()) == [("Grpc-Status", "0")]
+        client.close()
+        await client.wait_closed()
+
     async def test_a_script_that_goes_wrong_is_an_error(self):
         async def wrong(upstream: FakeUpstream) -> None:
             raise KeyError("x")

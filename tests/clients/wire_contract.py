@@ -339,12 +339,18 @@ class Wire(Suite):
         seen, _ = await self.sent(make_client(), upstream, request_for("GET", upstream.url + "/x"))
         assert seen.raw == f"GET /x HTTP/1.1\r\nHost: 127.0.0.1:{upstream.port}\r\n\r\n".encode()
 
-    async def test_trailers_are_not_merged(self, client, upstream):
+    async def test_trailers_stand_by_themselves(self, client, can, upstream):
         conn, response = await begun(client, upstream, request_for("GET", upstream.url))
-        await conn.send(b"3;ext=1\r\none\r\n0\r\nX-Trailer: late\r\nSet-Cookie: a=1\r\n\r\n")
-        assert await within(collected(response), "the end") == (b"one", None)
+        await conn.send(b"3;ext=1\r\none\r\n")
+        assert await within(response.stream.read(), "the body") == b"one"
+        assert list(response.trailers.get_all()) == []
+        await conn.send(b"0\r\nX-Trailer: late\r\nX-Trailer:  later \r\nConnection: x-a\r\n")
+        await conn.send(b"X-A: 1\r\nSet-Cookie: a=1\r\n\r\n")
+        assert await within(collected(response), "the end") == (b"", None)
         assert "X-Trailer" not in response.headers
         assert "Set-Cookie" not in response.headers
+        expected = [("X-Trailer", "late"), ("X-Trailer", "later")] if can.trailers else []
+        assert list(response.trailers.get_all()) == expected
 
     async def test_http_1_0_is_told(self, client, upstream):
         answer = b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"

@@ -31,8 +31,9 @@ class Chromium:
             await page.until("document.title === 'done'")
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *arguments: str) -> None:
         self._directory = directory
+        self._arguments = arguments
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         # What the page complained about: uncaught exceptions, errors on its console.
@@ -47,7 +48,7 @@ class Chromium:
                 *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"),
                 *(f"--user-data-dir={profile}", "--no-first-run", "--disable-background-networking"),
                 *("--disable-dev-shm-usage", "--disable-component-update", "--no-proxy-server"),
-                *("--window-size=1280,1600", "about:blank"),
+                *("--window-size=1280,1600", *self._arguments, "about:blank"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._log,

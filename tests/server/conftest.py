@@ -16,6 +16,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from tests.support.downstream import Downstream
+from tests.support.http2 import Http2
 from tests.support.wire import within
 from tornado_proxy.server import HTTPServer
 
@@ -34,6 +35,12 @@ class Running:
         downstream = await Downstream.connect(self.port, **options)
         self._downstreams.append(downstream)
         return downstream
+
+    async def connect2(self, **options: Any) -> Http2:
+        """Connect with HTTP/2, and prior knowledge of it."""
+        client = await Http2.connect(self.port, **options)
+        self._downstreams.append(client)
+        return client
 
     async def ask(self, data: bytes) -> Downstream:
         """Connect and send exactly this."""

@@ -285,3 +285,59 @@ class TestWriting:
         response = await (await running.ask(GET)).read_response()
         assert [(head.status, head.headers) for head in response.interim] == [(103, [("Link", "x")])]
         assert b" 103 " not in await running.talk(get(version="1.0"))
+
+
+class TestTrailers:
+    @pytest.mark.parametrize("te", ["trailers", "gzip;q=0.5, Trailers"])
+    async def test_come_behind_the_last_chunk_to_who_asks(self, serve, recorder, te):
+        def send(connection):
+            connection.write_headers(OK, HTTPHeaders(), b"a")
+            assert connection.takes_trailers()
+            connection.set_trailers(HTTPHeaders({"Grpc-Status": "0", "X": "y"}))
+            connection.finish()
+
+        recorder.on_finish = send
+        downstream = await serve(recorder).ask(GET.replace(b"\r\n\r\n", b"\r\nTE: %b\r\n\r\n" % te.encode()))
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        expected = head + b"1\r\na\r\n0\r\nGrpc-Status: 0\r\nX: y\r\n\r\n"
+        assert await downstream.read_exactly(len(expected)) == expected
+
+    async def test_what_frames_a_message_is_none(self, serve, recorder):
+        def send(connection):
+            connection.write_headers(OK, HTTPHeaders(), b"a")
+            fields = {"Content-Length": "9", "Transfer-Encoding": "x", "Host": "b", "Connection": "X-A", "X-A": "1"}
+            connection.set_trailers(HTTPHeaders(fields))
+            connection.finish()
+
+        recorder.on_finish = send
+        downstream = await serve(recorder).ask(GET)
+        assert (await downstream.read_response()).raw.endswith(b"\r\n1\r\na\r\n0\r\n\r\n")
+
+    async def test_nothing_ends_a_line_early(self, serve, recorder):
+        def send(connection):
+            connection.write_headers(OK, HTTPHeaders(), b"a")
+            trailers = HTTPHeaders()
+            trailers._as_list["X"] = ["a\r\nY: b"]
+            with pytest.raises(ValueError, match="Illegal characters"):
+                connection.set_trailers(trailers)
+            connection.finish()
+
+        recorder.on_finish = send
+        downstream = await serve(recorder).ask(GET)
+        assert (await downstream.read_response()).body == b"a"
+
+    @pytest.mark.parametrize(
+        ("field", "length"),
+        [(b"", None), (b"TE: gzip\r\n", None), (b"TE: trailers\r\n", "1")],
+        ids=["", "gzip", "length"],
+    )
+    async def test_are_for_nobody_else(self, serve, recorder, field, length):
+        def send(connection):
+            connection.write_headers(OK, HTTPHeaders({"Content-Length": length} if length else {}), b"a")
+            recorder.note(connection.takes_trailers())
+            connection.finish()
+
+        recorder.on_finish = send
+        downstream = await serve(recorder).ask(b"GET / HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n")
+        assert (await downstream.read_response()).body == b"a"
+        await recorder.seen(False)

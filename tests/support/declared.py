@@ -19,6 +19,7 @@ NEEDS = [
     ("test_the_response_may_come_before_the_request_is_complete", "early_response"),
     ("test_expect.py|TestExpectations", "expect_continue"),
     ("TestInterimResponses", "interim"),
+    ("TestTrailersOverHTTP2", "trailers"),
     ("test_the_head_byte_for_byte", "eight_bit_target"),
     ("TestATLSConnectionThatIsCut", "sees_tls_cut"),
 ]

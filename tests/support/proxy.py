@@ -18,6 +18,7 @@ from tornado.netutil import bind_sockets
 import tornado_proxy.server
 from tests.support.declared import CLIENT
 from tests.support.downstream import Downstream, Response
+from tests.support.http2 import Http2
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import TIMEOUT, Pairs, within
 from tornado_proxy import ProxyHandler, mount
@@ -48,7 +49,7 @@ class RunningProxy:
         settings = {"log_function": self._log, **({"proxy_client": CLIENT} if CLIENT else {}), **app_settings}
         self.app = tornado.web.Application(list(rules), **settings)
         self.server: Any
-        if SERVER == "tornado":
+        if SERVER == "tornado" and not server_options.get("http2"):
             self.server = tornado.httpserver.HTTPServer(self.app, **server_options)
         else:
             # Tornado's names, for what ours has a limit of its own for, or none.
@@ -96,6 +97,12 @@ class RunningProxy:
         downstream = await Downstream.connect(self.port, self.host, receive_buffer=receive_buffer)
         self._downstreams.append(downstream)
         return downstream
+
+    async def connect2(self, **options: Any) -> Http2:
+        """Return a new downstream connection that speaks HTTP/2; needs ``server_options={"http2": True}``."""
+        client = await Http2.connect(self.port, self.host, **options)
+        self._downstreams.append(client)
+        return client
 
     async def request(self, method: str, target: str, headers: Pairs = (), body: bytes | None = None) -> Response:
         """Send one request on a connection of its own and return the response."""

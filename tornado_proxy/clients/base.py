@@ -33,6 +33,8 @@ class Capabilities:
     interim: bool = True
     # The upstream is asked before a body is sent; without this, the downstream is told to send it at once.
     expect_continue: bool = True
+    # What comes behind a body is in response.trailers.
+    trailers: bool = False
 
     # -- connections
     # They are kept and used again.

@@ -27,6 +27,7 @@ from http import HTTPStatus
 
 from tornado.httputil import HTTPHeaders
 
+from tornado_proxy.clients.base import Capabilities
 from tornado_proxy.clients.transfers import TaskClient, Transfer
 from tornado_proxy.errors import Phase, ProxyError, UpstreamClosed, UpstreamError
 from tornado_proxy.framing import response_may_have_body
@@ -77,6 +78,12 @@ class FakeUpstream:
         if response_may_have_body(self.request.method, response.status):
             await self._transfer.write(chunk)
 
+    def send_trailers(self, fields: Headers) -> None:
+        """Send these behind the body; return from the script after that."""
+        if self._transfer.response is None:
+            raise RuntimeError("send_trailers() before send_head()")
+        self._transfer.trailers(_headers(fields))
+
 
 Script = Callable[[FakeUpstream], Awaitable[None]]
 
@@ -98,6 +105,8 @@ def answer(status: int = 200, headers: Headers = (), body: bytes = b"", reason: 
 
 class FakeClient(TaskClient):
     """Answers from a script. ``requests`` are those that were sent, as the hooks left them, in order."""
+
+    capabilities = Capabilities(trailers=True)
 
     def __init__(self, *answers: Script | ProxyError) -> None:
         super().__init__()

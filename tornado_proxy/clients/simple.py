@@ -21,6 +21,7 @@ from tornado_proxy.clients.transfers import TaskClient, Transfer
 from tornado_proxy.errors import Phase, ProxyError, UpstreamError
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.responses import FAULTS, MAX_HEAD, MAX_INTERIM, Head, blamed, keeps_alive, read_body, read_head
+from tornado_proxy.trailers import trailer_fields
 
 # Bytes that may wait for the kernel before an upload waits.
 _HIGH_WATER = 64 * 1024
@@ -51,7 +52,7 @@ class _Idle:
 class SimpleClient(TaskClient):
     """Pure Python, HTTP/1.1."""
 
-    capabilities = Capabilities(sees_tls_cut=False, tells_sending=True)
+    capabilities = Capabilities(tells_sending=True, trailers=True, sees_tls_cut=False)
 
     def __init__(self, **options: Any) -> None:
         self._settings = PoolSettings.parse("simple", options)
@@ -87,8 +88,11 @@ class SimpleClient(TaskClient):
                 sending.cancel()
             # A copy: what is removed from it on its way downstream still says how the body ends.
             transfer.begin(head.status, head.reason, head.headers.copy(), head.version)
-            async for piece in read_body(request.method, head, reader):
+            trailers: list[bytes] = []
+            async for piece in read_body(request.method, head, reader, trailers):
                 await transfer.write(piece)
+            if trailers:
+                transfer.trailers(trailer_fields(trailers))
             reusable = (
                 sending.done() and not sending.cancelled() and sending.result() and keeps_alive(request.method, head)
             )

@@ -128,6 +128,11 @@ class Transfer:
         if room is not None:
             await room
 
+    def trailers(self, fields: HTTPHeaders) -> None:
+        """These came behind the body, which ends with the return of :meth:`TaskClient.transfer`."""
+        assert self.response is not None
+        self.response.trailers = fields
+
     # -- the end
 
     def end(self, error: BaseException | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Our own HTTP/1.1 server for any Tornado ``Application``, in place of ``tornado.httpserver.HTTPServer``.
+"""Our own server, of HTTP/1.1 and HTTP/2, for any Tornado ``Application``, in place of ``tornado.httpserver``'s.
 
 ::
 

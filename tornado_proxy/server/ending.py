@@ -187,6 +187,9 @@ class EndingLink(Link):
 
     # -- the server calls these
 
+    def begin_drain(self) -> None:
+        """Say nothing yet: in HTTP/1.1 the next response does."""
+
     @property
     def idle(self) -> bool:
         """No request has arrived that is not answered."""

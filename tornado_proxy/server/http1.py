@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import socket
 import ssl
@@ -37,7 +38,7 @@ MAX_BODY_SIZE = 100 * 1024 * 1024
 
 
 class HTTPServer:
-    """Serves ``app``, an ``Application`` or any other delegate of Tornado, over HTTP/1.0 and HTTP/1.1.
+    """Serves ``app``, an ``Application`` or any other delegate of Tornado, over HTTP/1.0, HTTP/1.1 and HTTP/2.
 
     ``ssl_options``: a dict as Tornado takes it, or an ``SSLContext``; default ``None``, no TLS.
     ``protocol``: ``request.protocol``, where something in front of us takes off the TLS. Default ``None``: as it is.
@@ -49,6 +50,16 @@ class HTTPServer:
     ``linger_time``, ``linger_bytes``: how long, and how much of, a body is read and dropped after the response is
     complete. Shorter saves connections, and lets early answers be lost to clients that are still sending. Default
     2 seconds, 64 MiB.
+
+    ``http2``: serve HTTP/2 too (RFC 9113), to clients that choose it by ALPN, which is then set in ``ssl_options``, or,
+    without TLS, that begin with it. Needs the extra ``[http2]``; raises ``RuntimeError`` without. Default ``False``.
+    The limits above hold for it as far as they can: ``max_header_size`` is counted as in SETTINGS_MAX_HEADER_LIST_SIZE,
+    and a body that comes after the response is not read at all. Further, for each connection:
+    ``max_concurrent_streams``: requests at a time; more are refused, for the client to send again. Default 100.
+    ``initial_window_size``: octets of a body that a client may send before the application has taken any; as many are
+    held in memory for each stream that is stalled. Smaller makes uploads over long ways slower. Default 256 KiB.
+    ``max_resets``: streams that the client may cut before they are answered, or make us cut, and a tenth of that each
+    second; one more ends the connection with ENHANCE_YOUR_CALM (CVE-2023-44487, CVE-2025-8671). Default 500.
 
     Methods as on Tornado's server, and :meth:`drain`.
     """
@@ -65,6 +76,10 @@ class HTTPServer:
         max_body_size: int | None = None,
         linger_time: float = 2.0,
         linger_bytes: int = 64 * 1024 * 1024,
+        http2: bool = False,
+        max_concurrent_streams: int = 100,
+        initial_window_size: int = 256 * 1024,
+        max_resets: int = 500,
     ) -> None:
         self.app = app
         self._routes_itself = routes_itself(app)
@@ -76,6 +91,13 @@ class HTTPServer:
         self.linger_time = linger_time
         self.linger_bytes = linger_bytes
         self._tls = _server_context(ssl_options)
+        self._new_protocol: Callable[[], asyncio.BufferedProtocol] = functools.partial(Connection, self)
+        if http2:
+            choice, limits = _load_http2()
+            if self._tls is not None:
+                self._tls.set_alpn_protocols(["h2", "http/1.1"])
+            self.http2_limits = limits(max_concurrent_streams, initial_window_size, max_resets)
+            self._new_protocol = functools.partial(choice, self, self._new_protocol)
         # Every connection reads into this, and takes its bytes out before another one's turn.
         self.buffer = memoryview(bytearray(RECEIVE_SIZE))
         self.buffer_ahead = self.buffer[:READ_AHEAD]
@@ -137,6 +159,8 @@ class HTTPServer:
                 self._accept(sock)
         self.stop()
         self.draining = True
+        for connection in self._connections:
+            connection.begin_drain()
         # A request may already lie in the kernel's buffer, where closing would turn it into a reset.
         await asyncio.sleep(LAST_CALL)
         await self._started()
@@ -180,7 +204,7 @@ class HTTPServer:
                 "ssl_shutdown_timeout": self.linger_time,
             }
         try:
-            await self.loop.connect_accepted_socket(lambda: Connection(self), sock, **limits)
+            await self.loop.connect_accepted_socket(self._new_protocol, sock, **limits)
         except OSError as exc:
             # Mostly a handshake with someone who does not speak TLS.
             logger.debug("a connection was not made: %s", exc)
@@ -225,6 +249,18 @@ class HTTPServer:
         self._sweeping = bool(self._connections)
         if self._sweeping:
             self.loop.call_later(self._sweep_every, self._sweep)
+
+
+def _load_http2() -> tuple[Any, Any]:
+    """Return the class of connections that may speak HTTP/2, and that of their limits."""
+    try:
+        from tornado_proxy.server.http2.choice import Choice
+        from tornado_proxy.server.http2.limits import Limits
+    except ImportError as exc:
+        if (exc.name or "").startswith("tornado_proxy"):
+            raise
+        raise RuntimeError(f"http2=True needs h2: pip install 'tornado_proxy[http2]' ({exc})") from exc
+    return Choice, Limits
 
 
 def _server_context(options: dict[str, Any] | ssl.SSLContext | None) -> ssl.SSLContext | None:

@@ -34,7 +34,7 @@ _TRAILER = re.compile(_FIELD.encode("latin-1"))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 # RFC 9110 section 7.2: uri-host [":" port]. No comma, which RFC 3986 allows but no name has: a list is two hosts.
-_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~\-]+\]|(?:[0-9A-Za-z\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
+HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~\-]+\]|(?:[0-9A-Za-z\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
 
 # RFC 9112 section 7.1. 16 digits hold any size that can be counted; extensions are read over.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)\r\n")
@@ -256,7 +256,7 @@ def _check_host(version: str, hosts: list[str] | None) -> None:
         if version == "HTTP/1.1":
             raise BadRequest("request has no Host")
         return
-    match = _HOST.fullmatch(hosts[0])
+    match = HOST.fullmatch(hosts[0])
     # The port ends up in X-Forwarded-Port, which applications build URLs of.
     if len(hosts) > 1 or match is None or int(match[1] or 0) > 65535:
         raise BadRequest("request has more than one Host, or an invalid one")

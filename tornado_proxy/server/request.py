@@ -15,15 +15,14 @@ from tornado.escape import native_str, utf8
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPOutputError, RequestStartLine, ResponseStartLine
 from tornado.iostream import IOStream, StreamClosedError
 
-from tornado_proxy.framing import NO_BODY
-from tornado_proxy.headers import lines_of
+from tornado_proxy.framing import NO_BODY, Framing
+from tornado_proxy.headers import NOT_IN_TRAILERS, lines_of, remove_hop_by_hop
 from tornado_proxy.server.detach import closed_stream
 from tornado_proxy.server.link import Context
 from tornado_proxy.server.parser import RequestHead, connection_options
 
 NO_LIMIT = 2**63 - 1
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LAST_CHUNK = b"0\r\n\r\n"
 
 # A first chunk up to this size waits, to the end of the turn, for what may follow it: most small bodies are one chunk.
 _HOLD_BELOW = 16 * 1024
@@ -89,6 +88,11 @@ class Owner(Protocol):
 
 class RequestConnection(HTTPConnection):
     """One request, and the way to answer it."""
+
+    # Its fields say how its body is delimited.
+    framing: Framing | None = None
+    # How a chunked body ends, with its trailers.
+    _last_chunk = b"0\r\n\r\n"
 
     def __init__(self, link: Owner, head: RequestHead, max_body_size: int) -> None:
         # None once nothing can be written any more: finished, closed or detached.
@@ -189,7 +193,7 @@ class RequestConnection(HTTPConnection):
         self.finished = True
         self._link = None
         if self._chunked:
-            link.write(_LAST_CHUNK)
+            link.write(self._last_chunk)
         link.response_finished(self._upgraded)
 
     def detach(self) -> IOStream:
@@ -218,6 +222,18 @@ class RequestConnection(HTTPConnection):
         """Close now, so that an unfinished response is seen to be unfinished. What was written goes out."""
         if self._link is not None:
             self._link.abort(reset=self._until_close)
+
+    def takes_trailers(self) -> bool:
+        """Return whether :meth:`set_trailers` may be called: behind chunks, for who asks (RFC 9110 section 6.5.1)."""
+        return self._chunked and any(
+            "trailers" in connection_options(line) for line in self._head.headers.get_list("Te")
+        )
+
+    def set_trailers(self, headers: HTTPHeaders) -> None:
+        """Send these behind the body when the response is finished. Raises ``ValueError`` as ``write_headers`` does."""
+        fields = headers.copy()
+        remove_hop_by_hop(fields, NOT_IN_TRAILERS)
+        self._last_chunk = b"0" + serialize(fields)
 
     def begin_body(self, has_body: bool) -> None:
         """Take over: no limit of the server's, and no 100 Continue but by :meth:`send_interim`."""

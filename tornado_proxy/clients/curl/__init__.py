@@ -32,7 +32,7 @@ __all__ = ["CurlClient", "CurlOptions"]
 class CurlClient(HTTPClient):
     """The default client. Constructed inside a running event loop, to which it then belongs."""
 
-    capabilities = Capabilities(tells_sending=True, http2=True, http3=True)
+    capabilities = Capabilities(tells_sending=True, trailers=True, http2=True, http3=True)
 
     def __init__(self, **options: Any) -> None:
         self._driver: CurlDriver = CurlDriver(force_instance=True, options=CurlOptions.parse(options))

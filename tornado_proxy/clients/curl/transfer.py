@@ -27,6 +27,7 @@ from tornado_proxy.errors import (
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.headers import lines_of, parse_fields
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
+from tornado_proxy.trailers import MAX_LINES, trailer_fields
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,8 @@ class Transfer:
     def on_header(self, line: bytes) -> int | None:
         """Take one line: status line, fields, blank; again after an interim response; then trailers."""
         if self.response is not None:
-            if len(self.trailers) < 100:
+            # One more than are taken says that there were too many.
+            if len(self.trailers) <= MAX_LINES:
                 self.trailers.append(line)
             return None
         if line not in (b"\r\n", b"\n"):
@@ -344,6 +346,8 @@ class Transfer:
         self.curl = None
         self._let_go()
         if error is None:
+            if self.trailers and self.response is not None:
+                self.response.trailers = trailer_fields(self.trailers)
             self.stream.close()
         else:
             self.fail(error)
