@@ -54,6 +54,7 @@ setup(
             "types-pycurl",
             "websockets",
             "h11",
+            "h2",
             "psutil",
             "httpx>=0.27",
             "aiohttp>=3.12",
