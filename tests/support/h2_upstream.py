@@ -61,6 +61,8 @@ class H2Stream:
         # The code of RST_STREAM, and whether the connection is gone.
         self.reset_code: int | None = None
         self.lost = False
+        # The response is complete, or was broken off from here.
+        self.finished = False
         self._changed = asyncio.Event()
 
     # Requests
@@ -153,10 +155,12 @@ class H2Stream:
         """Send a HEADERS frame of these fields, whatever they are: a head, or trailers."""
         lines = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields]
         self.connection.h2.send_headers(self.number, lines, end_stream=end)
+        self.finished = end
         self.connection.flush()
 
     def end(self) -> None:
         """Send END_STREAM."""
+        self.finished = True
         self.connection.h2.end_stream(self.number)
         self.connection.flush()
 
@@ -164,6 +168,7 @@ class H2Stream:
 
     def reset(self, code: int = ErrorCodes.INTERNAL_ERROR) -> None:
         """Send RST_STREAM."""
+        self.finished = True
         with contextlib.suppress(h2.exceptions.StreamClosedError):
             self.connection.h2.reset_stream(self.number, code)
         self.connection.flush()
@@ -239,21 +244,17 @@ class H2Connection:
             case h2.events.RequestReceived():
                 self._begin(event)
                 return
-            case h2.events.DataReceived():
-                assert stream is not None
+            case h2.events.DataReceived() if stream is not None:
                 if event.data:
                     stream.pieces.append(event.data)
                 padding = event.flow_controlled_length - len(event.data)
                 if padding:
                     self.h2.acknowledge_received_data(padding, event.stream_id)
-            case h2.events.TrailersReceived():
-                assert stream is not None
+            case h2.events.TrailersReceived() if stream is not None:
                 stream.trailers = list(event.headers)
-            case h2.events.StreamEnded():
-                assert stream is not None
+            case h2.events.StreamEnded() if stream is not None:
                 stream.ended = True
-            case h2.events.StreamReset():
-                assert stream is not None
+            case h2.events.StreamReset() if stream is not None:
                 stream.reset_code = event.error_code
             case h2.events.PingAckReceived():
                 self.pong.set()
@@ -352,13 +353,11 @@ class H2Upstream:
     def accepted(self) -> int:
         return len(self.streams)
 
-    # What the `proxy` fixture asks of an upstream when it stops.
     @property
     def busy(self) -> list[H2Stream]:
+        """The streams that the proxy keeps open although they have no whole response yet."""
         return [
-            stream
-            for stream in self.streams
-            if not stream.lost and stream.reset_code is None and stream.number in stream.connection.h2.streams
+            stream for stream in self.streams if not (stream.finished or stream.lost or stream.reset_code is not None)
         ]
 
     def refuse(self) -> None:

@@ -17,6 +17,7 @@ Rules for editors:
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from tornado_proxy.clients.base import Capabilities, HTTPClient
@@ -40,6 +41,8 @@ class CurlClient(HTTPClient):
         multiplexed = parsed.http_version != "1.1"
         self._transfer = MultiplexedTransfer if multiplexed else Transfer
         driver = MultiplexedDriver if multiplexed else CurlDriver
+        if multiplexed:
+            self.capabilities = replace(self.capabilities, te=True)
         self._driver: CurlDriver = driver(force_instance=True, options=parsed)
 
     @staticmethod
