@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -18,10 +17,15 @@ UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_le
 class EchoService:
     """Answers on ``port``, in clear text, as gRPC's insecure ports do: HTTP/2 with prior knowledge.
 
-    ``seen`` has the metadata of each call; ``cancelled`` is set when a call ended before its answer.
+    ``seen`` has the metadata of each call; ``cancelled`` is set when a call ended before its answer; ``sent`` counts
+    the messages of a flood.
     """
 
+    # Messages, of 64 KiB: more than windows, pipes and the kernel hold.
+    FLOOD = 1500
+
     def __init__(self) -> None:
+        self.sent = 0
         self.seen: list[dict[str, Any]] = []
         self.cancelled = threading.Event()
         # So that as many calls as that run at a time.
@@ -32,6 +36,7 @@ class EchoService:
             "ServerStream": grpc.unary_stream_rpc_method_handler(self.server_stream),
             "ClientStream": grpc.stream_unary_rpc_method_handler(self.client_stream),
             "Bidi": grpc.stream_stream_rpc_method_handler(self.bidi),
+            "Flood": grpc.unary_stream_rpc_method_handler(self.flood),
             "Hang": grpc.unary_stream_rpc_method_handler(self.hang),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", handlers),))
@@ -75,14 +80,24 @@ class EchoService:
                 return
             yield request
 
+    def flood(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yield a lot, as fast as it is taken."""
+        for _ in range(self.FLOOD):
+            yield b"x" * 65536
+            self.sent += 1
+
     def hang(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Yield one message, or none for ``silent``, and then nothing until the call ends."""
         ended = threading.Event()
-        context.add_callback(ended.set)
+
+        def end() -> None:
+            self.cancelled.set()
+            ended.set()
+
+        context.add_callback(end)
         if request != b"silent":
             yield b"first"
-        if ended.wait(20):
-            self.cancelled.set()
+        ended.wait(20)
 
 
 def message(data: bytes) -> bytes:
@@ -116,6 +131,7 @@ class EchoClient:
         self.server_stream = self.channel.unary_stream(PREFIX + "ServerStream")
         self.client_stream = self.channel.stream_unary(PREFIX + "ClientStream")
         self.bidi = self.channel.stream_stream(PREFIX + "Bidi")
+        self.flood = self.channel.unary_stream(PREFIX + "Flood")
         self.hang = self.channel.unary_stream(PREFIX + "Hang")
 
     def __enter__(self) -> Self:
@@ -143,12 +159,14 @@ class Sender:
             self._waiting.append(data)
             self._changed.notify()
 
-    def __iter__(self) -> Iterator[bytes]:
-        for _ in itertools.count():
-            with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
-                data = self._waiting.pop(0)
-            if data is None:
-                return
-            yield data
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+            data = self._waiting.pop(0)
+        if data is None:
+            raise StopIteration
+        return data

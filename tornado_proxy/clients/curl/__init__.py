@@ -17,6 +17,7 @@ Rules for editors:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,10 @@ class CurlClient(HTTPClient):
     def __init__(self, **options: Any) -> None:
         parsed = CurlOptions.parse(options)
         multiplexed = parsed.http_version != "1.1"
-        self._transfer = MultiplexedTransfer if multiplexed else Transfer
+        # Of the driver that is made with it.
+        self._transfer: Callable[[Any, UpstreamRequest, str], Transfer] = (
+            MultiplexedTransfer if multiplexed else Transfer
+        )
         driver = MultiplexedDriver if multiplexed else CurlDriver
         if multiplexed:
             self.capabilities = replace(self.capabilities, te=True)

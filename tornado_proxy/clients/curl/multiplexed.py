@@ -9,13 +9,14 @@ apart nowhere but in what it says to CURLOPT_DEBUGFUNCTION, so that is listened 
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 import pycurl
 
 from tornado_proxy.clients.curl.driver import CurlDriver
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.transfer import CurlRequest, Driver, Transfer
-from tornado_proxy.errors import InvalidResponse, Phase, ProxyError, Retry, UpstreamClosed
+from tornado_proxy.errors import ConnectError, InvalidResponse, Phase, ProxyError, Retry, UpstreamClosed
 from tornado_proxy.messages import UpstreamRequest
 
 # Also what GOAWAY says of the streams above its last one: nghttp2 closes those as refused.
@@ -24,25 +25,53 @@ _RESET = b" reset by server"
 
 # What libcurl, nghttp2 and nghttp3 say of frames and fields that are none.
 _NONSENSE = re.compile(r"nghttp[23]|[Ii]nvalid|Too large")
-# Errors that may be that, and may be a connection that broke: CURLE_HTTP2_STREAM and CURLE_HTTP3 have no names.
-_AMBIGUOUS = frozenset({pycurl.E_HTTP2, pycurl.E_RECV_ERROR, 92, 95})
+# pycurl does not name them.
+_E_HTTP2_STREAM, _E_HTTP3, _E_QUIC_CONNECT = 92, 95, 96
+# Errors that may be that, and may be a connection that broke.
+_AMBIGUOUS = frozenset({pycurl.E_HTTP2, pycurl.E_RECV_ERROR, _E_HTTP2_STREAM, _E_HTTP3})
+# What QUIC calls the failure to connect.
+_UNCONNECTED = frozenset({pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, _E_HTTP3, _E_QUIC_CONNECT})
+
+
+# Seconds that QUIC may put between two packets of ours. libcurl says that a transfer is called off in a packet of its
+# own, and not at all if it must not send one at that moment.
+_PACED = 0.02
 
 
 def _nobody(*_: object) -> None:
     """Stand for the transfer of a handle that has none."""
 
 
+def _broken_off(_: int) -> int:
+    """Stand for the rest of an upload that is called off."""
+    return int(pycurl.READFUNC_ABORT)
+
+
+class SharingDriver(Driver, Protocol):
+    """What a transfer that may share its connection needs of whoever drives libcurl."""
+
+    quic: bool
+
+    def nudge(self, local_port: int, peer: tuple[str, int]) -> None: ...
+
+
 class MultiplexedTransfer(Transfer):
     """A transfer that may share its connection with others."""
 
-    __slots__ = ("_refused", "_reset")
+    __slots__ = ("_refused", "_reset", "_sharing")
 
-    def __init__(self, driver: Driver, request: UpstreamRequest, origin: str) -> None:
+    def __init__(self, driver: SharingDriver, request: UpstreamRequest, origin: str) -> None:
         super().__init__(driver, request, origin)
+        self._sharing = driver
         # The upstream has said that it did not look at the request.
         self._refused = False
         # With what it reset the stream.
         self._reset = ""
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether libcurl was about to send the request, so that the upstream may know of it."""
+        return self._sends > 0
 
     def on_debug(self, kind: int, text: bytes) -> None:
         """Take what libcurl says about this transfer, and copies of all that passes; called from inside it."""
@@ -51,6 +80,13 @@ class MultiplexedTransfer(Transfer):
                 self._refused = True
             elif _RESET in text:
                 self._reset = text.decode("latin-1").strip()
+
+    def on_read(self, limit: int) -> bytes | int:
+        chunk = super().on_read(limit)
+        if chunk == b"" and self._sharing.quic:
+            # libcurl notes the end, and sends it with whatever else there is to send: mostly nothing.
+            self._sharing.loop.call_soon(self._sharing.nudge, *self.connection)
+        return chunk
 
     def _map_error(self, errno: int, message: str) -> ProxyError:
         origin = self.origin
@@ -66,6 +102,12 @@ class MultiplexedTransfer(Transfer):
             # It names the field that is none. Its value may be a secret, and anything may be in either.
             what = ascii(message.partition(", value: [")[0])[1:-1]
             return InvalidResponse(f"upstream {origin}: {what} (libcurl {errno})", phase=phase, upstream=origin)
+        if errno in _UNCONNECTED and not self.was_sent:
+            # libcurl was not yet about to send.
+            what = f"upstream {origin}: {message or 'no connection'} (libcurl {errno})"
+            return ConnectError(what, phase=Phase.CONNECT, upstream=origin)
+        if errno == _E_HTTP3:
+            return UpstreamClosed(f"upstream {origin}: {message} (libcurl {errno})", phase=phase, upstream=origin)
         return super()._map_error(errno, message)
 
 
@@ -74,6 +116,7 @@ class MultiplexedDriver(CurlDriver):
 
     def initialize(self, options: CurlOptions) -> None:  # type: ignore[override]
         super().initialize(options)
+        self.quic = options.http_version == "3"
         if not options.multiplex:
             self._multi.setopt(pycurl.M_PIPELINING, pycurl.PIPE_NOTHING)
 
@@ -100,6 +143,16 @@ class MultiplexedDriver(CurlDriver):
         # a connection can be shared, libcurl keeps it although the request was called off.
         curl.setopt(pycurl.FORBID_REUSE, int(self.sockets.has_dead(transfer.origin)))
 
+    def cancel(self, transfer: Transfer) -> None:
+        assert isinstance(transfer, MultiplexedTransfer)
+        if self.quic and transfer.curl is not None and transfer.was_sent and not self._closed:
+            # Until then it may be called back, but gives nothing more to the upstream.
+            if transfer.upload is not None:
+                transfer.curl.setopt(pycurl.READFUNCTION, _broken_off)
+            self.loop.call_later(_PACED, super().cancel, transfer)
+        else:
+            super().cancel(transfer)
+
     def _end(self, curl: pycurl.Curl, errno: int, message: str) -> None:
         if errno:
             transfer = self._active[curl]
@@ -108,13 +161,14 @@ class MultiplexedDriver(CurlDriver):
                 self.sockets.condemn(*transfer.connection, transfer.origin)
             # libcurl does not tell the others on a connection that it is broken; the next event on it does, and there
             # may be none.
-            for fd in self.sockets.carrying(*transfer.connection):
-                self.loop.call_soon(self._wake, fd)
+            self.loop.call_soon(self.nudge, *transfer.connection)
         super()._end(curl, errno, message)
 
-    def _wake(self, fd: int) -> None:
+    def nudge(self, local_port: int, peer: tuple[str, int]) -> None:
+        """Have libcurl look after the connection between this port and ``peer``, and after all transfers on it."""
         if not self._closed:
-            self._on_ready(fd, True, False)
+            for fd in self.sockets.carrying(local_port, peer):
+                self._on_ready(fd, True, False)
 
     def _release(self, curl: pycurl.Curl) -> None:
         # Not only for the memory: without a function libcurl would say it to stderr.
