@@ -54,7 +54,6 @@ setup(
             "types-pycurl",
             "websockets",
             "h11",
-            "h2",
             "psutil",
             "httpx>=0.27",
             "aiohttp>=3.12",
