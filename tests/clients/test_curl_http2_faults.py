@@ -9,6 +9,7 @@ import pytest
 
 from tests.clients.support import collected, request_for
 from tests.clients.wire_contract import failure_of
+from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import within
 from tornado_proxy.errors import InvalidResponse, UpstreamClosed, UpstreamError
 
@@ -206,6 +207,19 @@ class TestNonsense(Suite):
         error = await sending
         assert type(error) is InvalidResponse
         assert (error.phase, error.retry, error.status_code) == ("head", "never", 502)
+
+    @pytest.mark.parametrize("closes", [False, True])
+    async def test_an_upstream_that_speaks_only_http_1_1(self, client, closes):
+        async with ScriptedUpstream() as upstream:
+            sending = asyncio.ensure_future(failure_of(client, request_for("GET", upstream.url)))
+            conn = await upstream.accept()
+            assert (await conn.read_some()).startswith(b"PRI * HTTP/2.0")
+            await conn.respond(400)
+            if closes:
+                conn.close()
+            error = await within(sending, "the failure", 1.0)
+            assert type(error) is InvalidResponse
+            assert "does not support HTTP/2" in str(error)
 
     async def test_what_may_be_a_secret_is_not_repeated(self, client, upstream):
         sending = asyncio.ensure_future(failure_of(client, request_for("GET", upstream.url)))

@@ -22,9 +22,11 @@ from tornado_proxy.messages import UpstreamRequest
 # Also what GOAWAY says of the streams above its last one: nghttp2 closes those as refused.
 _REFUSED = b" refused by server"
 _RESET = b" reset by server"
+# nghttp2 has given the connection up; libcurl finds that out with the next event on it.
+_GIVEN_UP = b"nghttp2 shuts down connection"
 
 # What libcurl, nghttp2 and nghttp3 say of frames and fields that are none.
-_NONSENSE = re.compile(r"nghttp[23]|[Ii]nvalid|Too large")
+_NONSENSE = re.compile(r"nghttp[23]|[Ii]nvalid|Too large|unexpected data")
 # pycurl does not name them.
 _E_HTTP2_STREAM, _E_HTTP3, _E_QUIC_CONNECT = 92, 95, 96
 # Errors that may be that, and may be a connection that broke.
@@ -80,6 +82,8 @@ class MultiplexedTransfer(Transfer):
                 self._refused = True
             elif _RESET in text:
                 self._reset = text.decode("latin-1").strip()
+            elif _GIVEN_UP in text:
+                self._sharing.loop.call_soon(self._sharing.nudge, *self.connection)
 
     def on_read(self, limit: int) -> bytes | int:
         chunk = super().on_read(limit)
