@@ -35,6 +35,7 @@ LAYERS = [
     ["clients.curl.options", "clients.curl.sockets"],
     ["clients.curl.transfer"],
     ["clients.curl.driver"],
+    ["clients.curl.multiplexed"],
     ["clients.curl"],
     ["clients.settings", "clients.transfers"],
     ["clients.simple", "clients.httpx", "clients.aiohttp", "clients.fake"],
@@ -99,7 +100,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("library", "users"),
         [
-            ("pycurl", ["clients.curl.driver", "clients.curl.transfer"]),
+            ("pycurl", ["clients.curl.driver", "clients.curl.multiplexed", "clients.curl.transfer"]),
             ("httpx", ["clients.httpx"]),
             ("aiohttp", ["clients.aiohttp"]),
             ("yarl", ["clients.aiohttp"]),

@@ -55,6 +55,7 @@ from tornado_proxy.heads import (
     interim_headers,
     refuse_changed_part,
     refuse_early,
+    takes_trailers,
     upstream_headers,
 )
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
@@ -353,6 +354,8 @@ class Exchange:
         if "Range" in lines_of(headers) and self.downstream.hooked("filter_response_body"):
             # The filter needs all of it, and ranges of what it makes are not those of the upstream's body.
             remove_range(headers)
+        if self.client.capabilities.te and takes_trailers(source):
+            headers["Te"] = "trailers"
         return UpstreamRequest(
             source.method,
             whole_server(upstream) if target.path == "*" else join_url(upstream, inbound.tail, target.query),

@@ -99,6 +99,17 @@ def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServer
     return headers
 
 
+def takes_trailers(source: HTTPServerRequest) -> bool:
+    """Return whether trailers reach the downstream and are welcome there, so that the upstream may be asked for them.
+
+    RFC 9110 section 10.1.4: whoever passes TE on speaks for all behind it. Over HTTP/1.1 it depends on the server, and
+    on the response, whether they do.
+    """
+    if source.version.startswith("HTTP/1") or "Te" not in source.headers:
+        return False
+    return any(member.strip(" \t").lower() == "trailers" for member in source.headers["Te"].split(","))
+
+
 def _add_forwarding(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, trusted: bool
 ) -> None:

@@ -160,7 +160,7 @@ class TestSharedConnections:
         watch.watch(ours.fileno(), readable=True, writable=False)
         watch.unwatch(ours.fileno())
         assert watch.is_quiet(*address(ours))
-        watch.share(*address(ours))
+        watch.share(*address(ours), "http://upstream")
         theirs.send(b"a frame")
         await next_turn()
         assert watch.is_quiet(*address(ours))

@@ -6,7 +6,6 @@ cookies and base URL do not take part. What happens from ``send`` on does: auth,
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -36,22 +35,12 @@ from tornado_proxy.errors import (
 _BROKEN_OFF = ("disconnected", "peer closed", "peer unexpectedly closed", "ConnectionTerminated", "StreamReset")
 
 
-class HttpxSettings(PoolSettings):
-    """What ``client_options`` may say to the httpx client that we make; also ``http_version="2"``, over TLS."""
-
-    __slots__ = ()
-    versions = ("1.1", "2")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.http_version == "2" and importlib.util.find_spec("h2") is None:
-            raise ValueError("http_version '2' needs h2; pip install 'tornado_proxy[httpx,http2]'")
-
-
 class HttpxClient(TaskClient):
     """Sends through ``client``, which stays its maker's to close, or through one of its own, made from options.
 
-    httpx reads the response only when the request is sent, or cannot be sent any more.
+    httpx reads the response only when the request is sent, or cannot be sent any more. It can speak HTTP/2, but is not
+    asked to: httpcore (1.0) resets no stream that is abandoned, and acknowledges nothing of what still comes on it, so
+    that a few dozen downstreams that leave bring its connection to a halt.
     """
 
     capabilities = Capabilities(
@@ -60,13 +49,12 @@ class HttpxClient(TaskClient):
         interim=False,
         expect_continue=False,
         sees_tls_cut=False,
-        http2=True,
     )
 
     def __init__(self, client: httpx.AsyncClient | None = None, **options: Any) -> None:
         if client is not None and options:
             raise ValueError("options are for the client that we make; configure the one that is given yourself")
-        settings = HttpxSettings.parse("httpx", options)
+        settings = PoolSettings.parse("httpx", options)
         super().__init__(settings.max_clients)
         self._settings = settings
         self._given = client
@@ -75,13 +63,13 @@ class HttpxClient(TaskClient):
         if client is not None:
             streams = not isinstance(client._transport, httpx.ASGITransport)
             self.capabilities = replace(
-                self.capabilities, streams_response=streams, fresh_connection=False, unix_socket=False, http2=False
+                self.capabilities, streams_response=streams, fresh_connection=False, unix_socket=False
             )
 
     @staticmethod
     def check_options(options: dict[str, Any]) -> None:
         """Raise ``ValueError``, naming the option and the cure, unless these can be passed to the constructor."""
-        HttpxSettings.parse("httpx", options)
+        PoolSettings.parse("httpx", options)
 
     async def transfer(self, transfer: Transfer) -> None:
         client = self._given or self._own_client(transfer.request.fresh_connection)
@@ -144,7 +132,6 @@ class HttpxClient(TaskClient):
                     settings.validate_cert, settings.ca_certs, settings.client_cert, settings.client_key
                 ),
                 trust_env=False,
-                http2=settings.http_version == "2",
                 limits=httpx.Limits(
                     max_connections=None,
                     max_keepalive_connections=0 if fresh else settings.max_idle_connections,

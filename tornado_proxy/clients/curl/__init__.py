@@ -17,10 +17,13 @@ Rules for editors:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tornado_proxy.clients.base import Capabilities, HTTPClient
 from tornado_proxy.clients.curl.driver import CurlDriver
+from tornado_proxy.clients.curl.multiplexed import MultiplexedDriver, MultiplexedTransfer
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.transfer import CurlRequest, Transfer
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
@@ -35,7 +38,16 @@ class CurlClient(HTTPClient):
     capabilities = Capabilities(tells_sending=True, trailers=True, http2=True, http3=True)
 
     def __init__(self, **options: Any) -> None:
-        self._driver: CurlDriver = CurlDriver(force_instance=True, options=CurlOptions.parse(options))
+        parsed = CurlOptions.parse(options)
+        multiplexed = parsed.http_version != "1.1"
+        # Of the driver that is made with it.
+        self._transfer: Callable[[Any, UpstreamRequest, str], Transfer] = (
+            MultiplexedTransfer if multiplexed else Transfer
+        )
+        driver = MultiplexedDriver if multiplexed else CurlDriver
+        if multiplexed:
+            self.capabilities = replace(self.capabilities, te=True)
+        self._driver: CurlDriver = driver(force_instance=True, options=parsed)
 
     @staticmethod
     def check_options(options: dict[str, Any]) -> None:
@@ -44,7 +56,7 @@ class CurlClient(HTTPClient):
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
         origin, _, target = split_url(request.url, request.method)
-        transfer = Transfer(self._driver, request, origin)
+        transfer = self._transfer(self._driver, request, origin)
         transfer.stream.on_drain = transfer.resume_receiving
         if transfer.upload is not None:
             transfer.upload.on_data = transfer.resume_sending

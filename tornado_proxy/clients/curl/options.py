@@ -23,6 +23,10 @@ class CurlOptions:
     client_key: str | None = None
     # "1.1", "2" (over TLS), "2-prior-knowledge", "3".
     http_version: str = "1.1"
+    # With HTTP/2 and HTTP/3, several requests at a time share a connection. libcurl then holds up to 20 MB for each
+    # response that nobody reads, because it reads on for the others. False gives each request under way a connection of
+    # its own, which is not read while its reader stalls.
+    multiplex: bool = True
     # Connect to this unix-domain socket in place of the URL's host.
     unix_socket: str | None = None
     # Transfers at a time; later ones wait for at most connect_timeout, then fail with 503. None is no limit.
@@ -43,8 +47,9 @@ class CurlOptions:
                 raise ValueError(f"{name} {path!r} is not a path that libcurl takes; write a string")
             if path is not None and name != "unix_socket" and not os.access(path, os.R_OK):
                 raise ValueError(f"{name} {path!r} cannot be read; write the path of a PEM file")
-        if not isinstance(self.validate_cert, bool):
-            raise ValueError(f"validate_cert {self.validate_cert!r} is not a bool; write True or False")
+        for name in ("validate_cert", "multiplex"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} {getattr(self, name)!r} is not a bool; write True or False")
         for name in ("max_clients", "max_idle_connections", "max_idle_seconds", "dns_cache_seconds"):
             number = getattr(self, name)
             if name == "max_clients" and number is None:

@@ -42,8 +42,9 @@ class SocketWatch:
         # connections, to different addresses; those that are closed stay until their descriptor is used again.
         self._sockets: dict[int, list[int]] = {}
         self._ports: dict[int, int] = {}
-        # Sockets that carry several exchanges at a time: HTTP/2.
-        self._shared: set[int] = set()
+        # Sockets that carry several exchanges at a time, and to whom: HTTP/2. Those of them that are good for no more.
+        self._shared: dict[int, str] = {}
+        self._condemned: set[int] = set()
         loop.add_reader(self._epoll.fileno(), self._on_ready)
 
     def watch(self, fd: int, readable: bool, writable: bool) -> None:
@@ -56,7 +57,8 @@ class SocketWatch:
             self._epoll.register(fd, mask)
             self._noisy.discard(fd)
             self._used.discard(fd)
-            self._shared.discard(fd)
+            self._shared.pop(fd, None)
+            self._condemned.discard(fd)
             self._note_port(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -72,7 +74,8 @@ class SocketWatch:
         """Return whether nothing, not even the end, waits to be read on the connection from this port to ``peer``.
 
         Asked before each request. On a new connection nothing can be left of the one before; it counts as quiet, and so
-        does a unix-domain socket, which has no port. On one that is shared, what waits says to whom it belongs.
+        does a unix-domain socket, which has no port. On one that is shared, what waits says to whom it belongs; only
+        the end of one that is idle is looked for.
         """
         fd = self._find(local_port, peer)
         if fd is None:
@@ -80,8 +83,12 @@ class SocketWatch:
         if fd not in self._used:
             self._used.add(fd)
             return True
-        if fd in self._shared or (self._shares and fd in self._watched):
+        if fd in self._condemned:
+            return False
+        if self._shares and fd in self._watched:
             return True
+        if fd in self._shared:
+            return not _hung_up(fd)
         if fd in self._noisy:
             return False
         if self._readable is None:
@@ -93,11 +100,30 @@ class SocketWatch:
         self._readable = readable = {ready for ready, events in self._epoll.poll(0) if events & _READABLE}
         return fd not in readable
 
-    def share(self, local_port: int, peer: tuple[str, int]) -> None:
-        """The connection turned out to carry several exchanges at a time."""
+    def share(self, local_port: int, peer: tuple[str, int], origin: str) -> None:
+        """The connection, to ``origin``, turned out to carry several exchanges at a time."""
         fd = self._find(local_port, peer)
         if fd is not None:
-            self._shared.add(fd)
+            self._shared[fd] = origin
+
+    def condemn(self, local_port: int, peer: tuple[str, int], origin: str) -> None:
+        """Nothing good will come on this connection, to ``origin``, any more."""
+        fd = self._find(local_port, peer)
+        if fd is not None:
+            self._shared[fd] = origin
+            self._condemned.add(fd)
+
+    def has_dead(self, origin: str) -> bool:
+        """Return whether there is a shared connection to ``origin`` that is idle and no good."""
+        for fd in (*self._condemned, *self._noisy):
+            if self._shared.get(fd) == origin and self._is_open(fd) and (fd in self._condemned or _hung_up(fd)):
+                return True
+        return False
+
+    def carrying(self, local_port: int, peer: tuple[str, int]) -> list[int]:
+        """Return the watched sockets that may be this connection: one, or all where there is no port to tell by."""
+        fd = self._find(local_port, peer)
+        return [other for other in self._watched if fd is None or other == fd]
 
     def close(self) -> None:
         if not self._loop.is_closed():
@@ -131,6 +157,19 @@ class SocketWatch:
             return fds[0]
         return next((fd for fd in fds if _peer(fd) == peer), None)
 
+    def _is_open(self, fd: int) -> bool:
+        """Return whether ``fd`` still is the socket that it was when it was new."""
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            return False
+        try:
+            return bool(self._ports.get(fd) == sock.getsockname()[1])
+        except OSError:
+            return False
+        finally:
+            sock.detach()
+
     def _note_port(self, fd: int) -> None:
         if (before := self._ports.pop(fd, None)) is not None:
             self._sockets[before].remove(fd)
@@ -148,6 +187,13 @@ class SocketWatch:
                 self._ports[fd] = port
         finally:
             sock.detach()
+
+
+def _hung_up(fd: int) -> bool:
+    """Return whether the other end has closed its side: no answer would come, whatever it said before."""
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _peer(fd: int) -> tuple[str, int] | None:

@@ -145,7 +145,6 @@ class Transfer:
 
     __slots__ = (
         "_answered_417",
-        "_connection",
         "_driver",
         "_ends_at_head",
         "_expecting",
@@ -156,6 +155,7 @@ class Transfer:
         "_recv_paused",
         "_send_paused",
         "_sends",
+        "connection",
         "curl",
         "error",
         "head",
@@ -186,7 +186,7 @@ class Transfer:
         # Times that libcurl was about to send the request; see on_prereq.
         self._sends = 0
         # Local port and peer of the connection that it was sent on.
-        self._connection: tuple[int, tuple[str, int]] = (0, ("", 0))
+        self.connection: tuple[int, tuple[str, int]] = (0, ("", 0))
         # The upstream has been asked whether it wants the body, and has not said so yet.
         self._expecting = request.expect_continue
         self._answered_417 = False
@@ -211,8 +211,8 @@ class Transfer:
         self._sends += 1
         if self._sends > 1:
             return int(pycurl.PREREQFUNC_ABORT)
-        self._connection = (local_port, (ip, port))
-        if self._driver.sockets.is_quiet(*self._connection):
+        self.connection = (local_port, (ip, port))
+        if self._driver.sockets.is_quiet(*self.connection):
             if self._on_sending is not None:
                 self._on_sending()
             return int(pycurl.PREREQFUNC_OK)
@@ -286,7 +286,7 @@ class Transfer:
             status, reason, parse_fields(lines[1:]), self.stream, self.origin, version=version, on_abort=self.cancel
         )
         if not version.startswith("HTTP/1"):
-            self._driver.sockets.share(*self._connection)
+            self._driver.sockets.share(*self.connection, self.origin)
         if status == 417 and self._expecting:
             # libcurl drops this body and is about to send the request again, without the expectation, which on_prereq
             # refuses.
