@@ -41,6 +41,9 @@ class ServerConnection(Protocol):
     def begin_body(self, has_body: bool) -> None:
         """Prepare for a body that is read while the response may already be under way; send no 100 for it."""
 
+    def proceed(self) -> None:
+        """Deliver what has arrived of the body now, where that is possible: who takes it is prepared."""
+
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx response before the final one."""
 
@@ -103,6 +106,9 @@ class TornadoConnection:
             connection.stream.set_close_callback(on_close)
             if on_close is not None and (connection.stream.closed() or _was_reset(connection.stream)):
                 on_close()
+
+    def proceed(self) -> None:
+        """Do nothing: Tornado's server finds out when its turn comes."""
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         stream = self._connection.stream

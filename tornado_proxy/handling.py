@@ -119,6 +119,8 @@ class HandlerDownstream:
         handler._prepared_future = None
         if not prepared.done():
             prepared.set_result(None)
+        # A small body has come with its head. Where it is there before the request is sent, both go in one piece.
+        self._connection.proceed()
 
     def _on_body_end(self, body: Future[None]) -> None:
         if self._exchange is not None and not body.cancelled() and body.exception() is None:

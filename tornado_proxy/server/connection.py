@@ -282,6 +282,11 @@ class Connection(EndingLink):
             self.fail(500)
         self._advance()
 
+    def proceed(self) -> None:
+        """Go on without waiting for the turn in which the future's callbacks are called."""
+        if self._waiting is not None and self._waiting.done():
+            self._on_ready(self._waiting)
+
     # -- writing; the request calls these
 
     @property

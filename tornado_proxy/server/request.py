@@ -83,6 +83,7 @@ class Owner(Protocol):
     def unsent(self) -> int: ...
     def has_left(self) -> bool: ...
     def detach(self) -> IOStream: ...
+    def proceed(self) -> None: ...
     def set_body_timeout(self, timeout: float) -> None: ...
 
 
@@ -239,6 +240,11 @@ class RequestConnection(HTTPConnection):
         """Take over: no limit of the server's, and no 100 Continue but by :meth:`send_interim`."""
         self.max_body_size = NO_LIMIT
         self.hold_continue()
+
+    def proceed(self) -> None:
+        """Deliver what has arrived of the body, if what the application asked us to wait for is done."""
+        if self._link is not None:
+            self._link.proceed()
 
     def is_closed(self) -> bool:
         """Return whether nothing can be written any more because the connection has ended."""

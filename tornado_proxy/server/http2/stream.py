@@ -177,6 +177,9 @@ class RequestStream(Inbound):
         self.max_body_size = NO_LIMIT
         self.continue_due = False
 
+    def proceed(self) -> None:
+        """Do nothing: bodies come in frames of their own."""
+
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx head, unless the final one was sent. 101 does not exist here (RFC 9113 section 8.6)."""
         link = self._link
