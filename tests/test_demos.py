@@ -27,7 +27,7 @@ from tests.support.logs import LogGuard
 from tornado_proxy import demo as embedded
 from tornado_proxy import mount
 from tornado_proxy.clients import close_clients
-from tornado_proxy.forwarder import drained
+from tornado_proxy.draining import drained
 
 DEMOS = Path(__file__).resolve().parent.parent / "demo"
 FILES = sorted(DEMOS.glob("*.py"))

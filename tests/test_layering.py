@@ -43,6 +43,7 @@ LAYERS = [
     ["options"],
     ["timeouts", "heads", "downstream", "tunnel"],
     ["handshake"],
+    ["draining"],
     ["forwarder"],
     ["connections"],
     ["handling"],

@@ -18,7 +18,7 @@ from tests.support.http2 import Http2, rst_stream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import Request, ScriptedUpstream, UpstreamConnection
 from tests.support.wire import WireClosed, chunk
-from tornado_proxy import forwarder, mount
+from tornado_proxy import draining, mount
 from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
 
 CLIENTS = 1000
@@ -152,7 +152,7 @@ class TestAThousandThatLeave:
         before = descriptors()
         reached = await a_thousand_leave(running.port)
         assert min(reached[point.__name__] for point in POINTS) > CLIENTS // len(POINTS) // 2, reached
-        await until(lambda: forwarder.active_exchanges() == 0, "every exchange ended")
+        await until(lambda: draining.active_exchanges() == 0, "every exchange ended")
         assert (len(driver._active), len(driver._queue)) == (0, 0)
         await until(lambda: not upstream.busy, "no upstream connection stayed in the middle of an exchange")
         for conn in unread.connections:
@@ -217,7 +217,7 @@ class TestStreamsThatAreCut:
         for client in clients:
             await client.ready()
         await asyncio.gather(*(a_hundred_are_cut(client, number) for number, client in enumerate(clients)))
-        await until(lambda: forwarder.active_exchanges() == 0, "every exchange ended")
+        await until(lambda: draining.active_exchanges() == 0, "every exchange ended")
         assert (len(driver._active), len(driver._queue)) == (0, 0)
         await until(lambda: not upstream.busy, "no upstream connection stayed in the middle of an exchange")
         for conn in unread.connections:

@@ -29,6 +29,7 @@ from typing import Any
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
+from tornado_proxy import draining
 from tornado_proxy.clients.base import HTTPClient
 from tornado_proxy.downstream import Downstream
 from tornado_proxy.errors import (
@@ -69,37 +70,6 @@ log = logging.getLogger(__name__)
 # What may be repeated although the upstream may have read it: the safe methods (RFC 9110 section 9.2.1). PUT and DELETE
 # are idempotent too, but only in the eyes of who sends them: others may have acted in between.
 _REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-
-_exchanges: set[Exchange] = set()
-_waiters: list[asyncio.Future[None]] = []
-# Set by begin_drain().
-_draining = False
-
-
-def active_exchanges() -> int:
-    """Return how many exchanges are under way in this process."""
-    return len(_exchanges)
-
-
-async def drained() -> None:
-    """Return once no exchange is under way."""
-    while _exchanges:
-        waiter = asyncio.get_running_loop().create_future()
-        _waiters.append(waiter)
-        await waiter
-
-
-def begin_drain() -> None:
-    """Open no more tunnels in this process: upgrades get 503 from now on. All else goes on."""
-    global _draining
-    _draining = True
-
-
-async def end_exchanges() -> None:
-    """End every exchange, tunnels above all, and return when their outcomes were told."""
-    ending = [exchange.end() for exchange in _exchanges]
-    if ending:
-        await asyncio.wait(ending, timeout=1.0)
 
 
 async def refuse(downstream: Downstream, error: ProxyError) -> None:
@@ -228,7 +198,7 @@ class Exchange:
         Raises only what a hook raised before anything was sent, for the caller to answer as it answers its own errors.
         """
         self._task = asyncio.current_task()
-        _exchanges.add(self)
+        draining.began(self)
         try:
             if self._stopped is not None:
                 raise self._stopped
@@ -301,7 +271,7 @@ class Exchange:
         refuse_early(self.options, self.inbound, source)
         if self.inbound.upgrade:
             check_upgrade(source, self.options)
-            if _draining:
+            if draining.draining():
                 raise TunnelClosed("no new tunnels: the process is about to end", phase=Phase.UPGRADE)
         assert source.method is not None
         if max_forwards(source.method, source.headers) == 0:
@@ -596,12 +566,7 @@ class Exchange:
             self.upload.discard()
         # What refers to us in a circle waits for the garbage collector, which costs more than the rest of an exchange.
         self._task = self._request = self._response = None
-        _exchanges.discard(self)
-        if not _exchanges:
-            while _waiters:
-                waiter = _waiters.pop()
-                if not waiter.done():
-                    waiter.set_result(None)
+        draining.ended(self)
         await _told(self.downstream, outcome)
 
 

@@ -24,7 +24,7 @@ from tornado import process
 from tornado.routing import Rule
 from tornado.web import Application, RequestHandler
 
-from tornado_proxy import forwarder
+from tornado_proxy import draining
 from tornado_proxy._version import __version__
 from tornado_proxy.accesslog import AccessLog, write_out
 from tornado_proxy.clients import close_clients
@@ -281,17 +281,17 @@ async def serve(
     ready()
     await stop.wait()
 
-    forwarder.begin_drain()
-    if running := forwarder.active_exchanges():
+    draining.begin_drain()
+    if running := draining.active_exchanges():
         logger.warning("stopping; waiting for %d exchanges, a second signal ends them", running)
     clean = True
     try:
-        await asyncio.wait_for(asyncio.gather(server.drain(), forwarder.drained()), args.drain_timeout)
+        await asyncio.wait_for(asyncio.gather(server.drain(), draining.drained()), args.drain_timeout)
     except TimeoutError:
         clean = False
-        logger.warning("drain timeout; %d exchanges are cut off", forwarder.active_exchanges())
+        logger.warning("drain timeout; %d exchanges are cut off", draining.active_exchanges())
         # The log shall have a line for each of these too.
-        await forwarder.end_exchanges()
+        await draining.end_exchanges()
     if demo:
         await demo.stop()
     await close_clients()

@@ -21,7 +21,7 @@ from tests.support.memory import bytes_held
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import chunk
-from tornado_proxy.forwarder import active_exchanges
+from tornado_proxy.draining import active_exchanges
 
 MIB = 1024 * 1024
 PIECE = bytes(range(256)) * 256

@@ -16,7 +16,7 @@ from tests.support.downstream import Downstream
 from tests.support.proxy import ProxyFactory
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import chunk
-from tornado_proxy import forwarder
+from tornado_proxy import draining
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 LEAVE = pytest.mark.parametrize("leave", ["close", "reset"])
@@ -62,7 +62,7 @@ def send_until_stalled(sock, data: bytes) -> Callable[[], bool]:
 
 async def send_until_held_back(downstream: Downstream, data: bytes) -> None:
     """Send until the proxy takes no more, though its kernel does: else the end could not reach it past the bytes."""
-    (exchange,) = forwarder._exchanges
+    (exchange,) = draining._exchanges
     full_since = monotonic()
     while monotonic() - full_since < 0.2:
         assert exchange.upload is not None
@@ -86,7 +86,7 @@ async def check(running, conn, leave: Callable[[], None], phase: str) -> None:
     await until(conn.is_closed_by_other, "the upstream saw the end", deadline - monotonic())
     outcome = await running.next_outcome()
     assert (outcome.side, outcome.phase) == ("downstream", phase)
-    await until(lambda: forwarder.active_exchanges() == 0, "no exchange was left")
+    await until(lambda: draining.active_exchanges() == 0, "no exchange was left")
     assert len(running.outcomes) == 1
 
 
@@ -163,7 +163,7 @@ class TestUpstreamSeesTheEnd:
         assert monotonic() - left < AT_ONCE
         assert (outcome.side, outcome.phase) == ("downstream", "send")
         await until(conn.is_closed_by_other, "the upstream saw the end")
-        assert forwarder.active_exchanges() == 0
+        assert draining.active_exchanges() == 0
         assert len(running.outcomes) == 1
 
     @LEAVE
@@ -191,7 +191,7 @@ class TestUpstreamSeesTheEnd:
         first = await running.ask("GET", "/first")
         conn, _ = await upstream.request()
         second = await running.ask("GET", "/second")
-        await until(lambda: forwarder.active_exchanges() == 2, "the second request waited")
+        await until(lambda: draining.active_exchanges() == 2, "the second request waited")
         left = monotonic()
         getattr(second, leave)()
         outcome = await running.next_outcome()
@@ -214,7 +214,7 @@ class TestUpstreamSeesTheEnd:
         first = await running.ask("GET", "/first")
         conn, _ = await upstream.request()
         second = await running.ask("GET", "/second")
-        await until(lambda: forwarder.active_exchanges() == 2, "the second request waited")
+        await until(lambda: draining.active_exchanges() == 2, "the second request waited")
         getattr(second, leave)()
         assert (await running.next_outcome()).side == "downstream"
         await conn.respond(200, body=b"first")

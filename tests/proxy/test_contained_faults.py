@@ -18,7 +18,7 @@ from tests.support.downstream import Downstream
 from tests.support.process import StandaloneProxy, free_port
 from tests.support.upstream import EchoUpstream
 from tests.support.wire import LAST_CHUNK, chunk, within
-from tornado_proxy import ProxyHandler, forwarder
+from tornado_proxy import ProxyHandler, draining
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.errors import HookError
@@ -83,7 +83,7 @@ class TestAHookThatRaises:
                 assert (response.status, response.complete) == (status, True)
             good = await downstream.exchange("POST", "/good", body=b"some body")
             assert (good.status, good.complete) == (200, True)
-        await until(lambda: forwarder.active_exchanges() == 0, "no exchange was left")
+        await until(lambda: draining.active_exchanges() == 0, "no exchange was left")
 
     async def test_in_the_middle_of_a_response_it_is_a_visible_cut(self, proxy, upstream, expect_log):
         expect_log("a hook's own fault")
@@ -479,7 +479,7 @@ class TestALoop:
         port.append(running.port)
         response = await running.request("POST" if body else "GET", "/x", body=body)
         assert (response.status, response.complete) == (508, True)
-        await until(lambda: forwarder.active_exchanges() == 0, "no exchange was left")
+        await until(lambda: draining.active_exchanges() == 0, "no exchange was left")
         assert len(running.outcomes) < 10
 
     async def test_of_two_proxies_ends_too(self, proxy, expect_log):

@@ -11,7 +11,7 @@ from time import monotonic
 
 from tests.support.downstream import Downstream
 from tests.support.wire import LAST_CHUNK, WireClosed, WireTimeout, chunk
-from tornado_proxy import forwarder
+from tornado_proxy import draining
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 CONNECTIONS = 64
@@ -128,5 +128,5 @@ class TestTokens:
         elapsed = monotonic() - started
         total = sum(results.values())
         print(f"{total} requests in {elapsed:.1f} s: {dict(results)}; upstream connections {upstream.accepted}")
-        while forwarder.active_exchanges():
+        while draining.active_exchanges():
             await asyncio.sleep(0.01)

@@ -12,7 +12,7 @@ from tests.support.http2 import END_STREAM, Code, Type, frame, request_fields, r
 from tests.support.memory import bytes_held
 from tests.support.process import StandaloneProxy
 from tests.support.wire import LAST_CHUNK, chunk, within
-from tornado_proxy.forwarder import active_exchanges
+from tornado_proxy.draining import active_exchanges
 
 HTTP2 = {"http2": True}
 CHUNKED = [("Transfer-Encoding", "chunked")]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, until, upload_head
 from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk
-from tornado_proxy import forwarder
+from tornado_proxy import draining
 from tornado_proxy.messages import Outcome
 from tornado_proxy.options import ProxyOptions
 from tornado_proxy.timeouts import Watchdog
@@ -38,7 +38,7 @@ class Elapsed:
 def is_timeout(outcome: Outcome, side: str, phase: str, kind: str | None = None) -> None:
     assert (outcome.side, outcome.phase) == (side, phase)
     assert type(outcome.error).__name__ == kind or (kind is None and "Timeout" in type(outcome.error).__name__)
-    assert forwarder.active_exchanges() == 0
+    assert draining.active_exchanges() == 0
 
 
 class TestConnectTimeout:

@@ -25,7 +25,7 @@ from tests.support.downstream import Downstream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.websocket import ASK, ASKING, GRANT, GRANTING, opened, opened_through
-from tornado_proxy import forwarder, tunnel
+from tornado_proxy import draining, tunnel
 
 # Seconds until the other side must have seen the end.
 AT_ONCE = 1.0
@@ -309,7 +309,7 @@ class TestDrain:
         """UP-10: on a connection that was there before."""
         running = await proxy(upstream.url)
         old, old_conn = await opened(running, upstream)
-        monkeypatch.setattr(forwarder, "_draining", True)
+        monkeypatch.setattr(draining, "_draining", True)
         response = await running.request("GET", "/ws", ASK)
         assert (response.status, response.header("Retry-After")) == (503, "1")
         assert upstream.accepted == 1
