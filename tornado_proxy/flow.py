@@ -83,7 +83,7 @@ class BodyPipe:
 
     def offer(self, chunk: bytes) -> bool:
         """Accept ``chunk``, or return ``False``: ``on_drain`` will be called, or the consumer aborts."""
-        if self._ended:
+        if self._ended or not chunk:
             return True
         if self.size + self._out >= self.limit:
             self._stuffed = True

@@ -112,6 +112,14 @@ class TestCallbacks:
         assert pipe.offer(b"c")
         assert await reader == b"c"
 
+    async def test_an_empty_offer_is_not_the_end(self):
+        pipe = BodyPipe(2)
+        assert pipe.offer(b"")
+        reader = asyncio.ensure_future(pipe.read())
+        await asyncio.sleep(0)
+        assert pipe.offer(b"a")
+        assert await reader == b"a"
+
     async def test_an_offer_after_the_end_is_dropped(self):
         pipe = BodyPipe(2)
         pipe.close()
