@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
 
 from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
@@ -19,7 +22,8 @@ from tests.support.process import StandaloneProxy
 from tests.support.upstream import Request, ScriptedUpstream, UpstreamConnection
 from tests.support.wire import WireClosed, chunk
 from tornado_proxy import draining, mount
-from tornado_proxy.clients import DEFAULT_CLIENT, shared_client
+from tornado_proxy.clients import DEFAULT_CLIENT, close_clients, shared_client
+from tornado_proxy.server import HTTPServer as OwnServer
 
 CLIENTS = 1000
 AT_A_TIME = 50
@@ -270,6 +274,53 @@ class TestAnExchangeThatEnded:
                 gc.enable()
         # The last one may not have been let go of yet.
         assert all(count <= 2 for count in left.values()), left
+
+    @pytest.mark.parametrize("server", ["own", "tornado"])
+    @pytest.mark.parametrize("who", ["downstream", "upstream before its head", "upstream in its body"])
+    async def test_early_leaves_no_more(self, upstream, expect_log, server, who):
+        """Where many end early, what each still held would else be held until the collector comes."""
+
+        async def end_early(conn: UpstreamConnection, request: Request) -> None:
+            if who == "downstream":
+                await answer(conn, request)
+            if who == "upstream in its body":
+                await conn.send_head(200, CHUNKED)
+                await conn.send_chunk(PIECE)
+            conn.close()
+
+        if who != "downstream":
+            expect_log(f"upstream {upstream.url}: ")
+        upstream.serve(end_early)
+        app = Application([mount("/", upstream.url, retries=0)], log_function=lambda handler: None)
+        front = OwnServer(app) if server == "own" else HTTPServer(app)
+        (sock,) = bind_sockets(0, "127.0.0.1")
+        front.add_sockets([sock])
+
+        async def come_and_leave() -> None:
+            async with await Downstream.connect(sock.getsockname()[1], receive_buffer=4096) as downstream:
+                await downstream.request("GET", "/endless")
+                await downstream.read_head()
+                if who == "downstream":
+                    (exchange,) = draining._exchanges
+                    await until(exchange.downstream.unsent, "the download stalled")
+                    downstream.reset()
+                elif who == "upstream in its body":
+                    await downstream.read_until_closed()
+            await until(lambda: not draining.active_exchanges(), "the exchange ended")
+            await asyncio.sleep(0)
+
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await come_and_leave()
+            left = Counter(type(each).__name__ for each in gc.get_objects())
+        finally:
+            gc.enable()
+            front.stop()
+            await front.close_all_connections()
+            await close_clients()
+        assert all(left[name] <= 2 for name in ("Exchange", "BodyPipe", "ProxyHandler")), left
 
 
 OURS = ("tornado_proxy", "tornado.")

@@ -25,7 +25,7 @@ class BodyPipe:
     """A body on its way, with at most about ``limit`` bytes held.
 
     The limit is soft by one chunk: a write is accepted whole whenever the pipe is below its limit, so that no chunk is
-    ever split or copied to enforce it. What :meth:`read` has returned counts until the next :meth:`read`: a consumer
+    ever split or copied to enforce it. What :meth:`read` has returned counts until the consumer asks for more: one
     that is held up holds it.
 
     The body ends in exactly one of two ways: :meth:`close` (complete) or :meth:`fail` (broken). After either, writes
@@ -83,7 +83,7 @@ class BodyPipe:
 
     def offer(self, chunk: bytes) -> bool:
         """Accept ``chunk``, or return ``False``: ``on_drain`` will be called, or the consumer aborts."""
-        if self._ended:
+        if self._ended or not chunk:
             return True
         if self.size + self._out >= self.limit:
             self._stuffed = True
@@ -178,6 +178,8 @@ class BodyPipe:
 
         Raises the error of :meth:`fail` once what was held before it has been taken.
         """
+        if self._out:
+            self._let_go()
         if not self._chunks:
             if self._ended:
                 if self.error is not None:

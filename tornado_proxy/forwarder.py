@@ -225,7 +225,9 @@ class Exchange:
             await self._fail(self._stopped)
         except ProxyError as error:
             await self._fail(error)
-        except StreamClosedError:
+        except StreamClosedError as closed:
+            # The write's future refers to it, it to our frames, and one of them to that future.
+            closed.__traceback__ = None
             await self._fail(DownstreamClosed("downstream closed its connection", phase=Phase.BODY))
         except Exception as exc:
             self._record_raised(exc)
@@ -568,6 +570,9 @@ class Exchange:
         self._task = self._request = self._response = None
         draining.ended(self)
         await _told(self.downstream, outcome)
+        if outcome.error is not None:
+            # It refers to our frames, and so to the last chunk, and they to it.
+            outcome.error.__traceback__ = None
 
 
 async def _told(downstream: Downstream, outcome: Outcome) -> None:

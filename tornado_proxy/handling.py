@@ -78,6 +78,10 @@ class HandlerDownstream:
         finally:
             # The three would wait for the garbage collector together.
             self._exchange = handler._proxy_downstream = None
+            if handler._finished:
+                # RequestHandler.finish() does this too, but was not called if the end was another. Not before the hooks
+                # are through, which may render templates for nobody.
+                handler._break_cycles()
 
     @property
     def streams(self) -> bool:

@@ -219,7 +219,7 @@ class Watchdog:
         self._timer = None
         now = self._loop.time()
         upload = self.upload
-        if upload is not None and not upload.ended and upload.size and self._has_left():
+        if upload is not None and not upload.ended and upload.held and self._has_left():
             self._on_timeout(DownstreamClosed("downstream closed in the middle of its body", phase=Phase.SEND))
             return
         deadline = self._deadline()
@@ -262,9 +262,9 @@ class Watchdog:
         if self.response is None:
             upload = self.upload
             if self._connecting:
-                waiting = upload is not None and upload.size
+                waiting = upload is not None and upload.held
                 return (self._loop.time() + _LOOK, None) if waiting else None
-            if upload is not None and not (upload.ended and not upload.size):
+            if upload is not None and not (upload.ended and not upload.held):
                 return self._upload_deadline(upload)
             if options.response_timeout is None:
                 return None
@@ -289,7 +289,8 @@ class Watchdog:
 
     def _upload_deadline(self, upload: BodyPipe) -> tuple[float, Callable[[], ProxyError] | None] | None:
         limit = self._options.idle_timeout
-        stalled = upload.size > 0
+        # What the client has read, and does not ask beyond, the upstream has not taken either.
+        stalled = upload.held > 0
         look = self._loop.time() + _LOOK
         if limit is None:
             return (look, None) if stalled else None

@@ -66,7 +66,7 @@ async def send_until_held_back(downstream: Downstream, data: bytes) -> None:
     full_since = monotonic()
     while monotonic() - full_since < 0.2:
         assert exchange.upload is not None
-        if exchange.upload.size < exchange.upload.limit:
+        if exchange.upload.held < exchange.upload.limit:
             await downstream.send(data)
             await until(lambda: not unacknowledged(downstream.sock), "the proxy's kernel took the bytes")
             full_since = monotonic()

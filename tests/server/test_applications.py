@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, ResponseStartLine
 from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets, bind_unix_socket
+from tornado.routing import Matcher, Rule
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -230,6 +231,16 @@ class TestRequests:
         assert (await running.talk(b"GET /?" + fields + tail)).endswith(b"not asked")
         assert (await running.talk(b"GET /asks?" + fields + tail)).startswith(b"HTTP/1.1 400 ")
         assert (await running.talk(b"GET /asks?" + fields[2:] + tail)).startswith(b"HTTP/1.1 200 ")
+
+    async def test_a_rule_may_be_the_first_to_ask(self, serve):
+        class ByArgument(Matcher):
+            def match(self, request):
+                return {} if "a" in request.arguments else None
+
+        running = serve([Rule(ByArgument(), Sync)])
+        tail = b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        assert (await running.talk(b"GET /?a" + tail)).startswith(b"HTTP/1.1 200 ")
+        assert (await running.talk(b"GET /?" + b"a&" * 1000 + b"a" + tail)).startswith(b"HTTP/1.1 400 ")
 
     async def test_hosts_are_told_apart(self, serve):
         app = web.Application([(r"/", Sync)])

@@ -22,6 +22,7 @@ NEEDS = [
     ("TestTrailersOverHTTP2", "trailers"),
     ("test_the_head_byte_for_byte", "eight_bit_target"),
     ("TestATLSConnectionThatIsCut", "sees_tls_cut"),
+    ("test_the_wait_for_a_free_client_does_not_count|test_it_counts_after_a_wait", "tells_sending"),
 ]
 # Others, by the clients that they are not for.
 NOT_FOR = [

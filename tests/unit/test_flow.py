@@ -29,6 +29,13 @@ class TestWriting:
         assert pipe.take(1) == b"0"
         assert (pipe.held, room.done()) == (9, True)
 
+    async def test_who_takes_after_a_read_is_done_with_what_it_has_read(self):
+        pipe = BodyPipe(10)
+        room = pipe.write(b"0123456789")
+        assert await pipe.read() == b"0123456789"
+        assert pipe.take(1) is None
+        assert (pipe.held, room.done()) == (0, True)
+
     async def test_after_the_end_bytes_are_dropped(self):
         pipe = BodyPipe(10)
         pipe.close()
@@ -104,6 +111,14 @@ class TestCallbacks:
         assert calls == ["drain"]
         assert pipe.offer(b"c")
         assert await reader == b"c"
+
+    async def test_an_empty_offer_is_not_the_end(self):
+        pipe = BodyPipe(2)
+        assert pipe.offer(b"")
+        reader = asyncio.ensure_future(pipe.read())
+        await asyncio.sleep(0)
+        assert pipe.offer(b"a")
+        assert await reader == b"a"
 
     async def test_an_offer_after_the_end_is_dropped(self):
         pipe = BodyPipe(2)

@@ -15,6 +15,7 @@ from tornado.concurrent import Future
 from tornado.httputil import (
     HTTPConnection,
     HTTPHeaders,
+    HTTPInputError,
     HTTPMessageDelegate,
     HTTPServerRequest,
     RequestStartLine,
@@ -31,6 +32,10 @@ from tornado_proxy.headers import lines_of
 def routes_itself(app: object) -> bool:
     """Return whether ``app`` is one of Tornado's applications, or routers, that leaves each request to Tornado."""
     return isinstance(app, Router) and type(app).start_request is Router.start_request
+
+
+class _InvalidQuery(HTTPError, HTTPInputError):
+    """A 400 wherever it is raised: the handler answers it, or the server where there is none yet (a matcher asked)."""
 
 
 class ServerRequest(HTTPServerRequest):
@@ -76,7 +81,7 @@ class ServerRequest(HTTPServerRequest):
             # The same parser, with the same limit (set_parse_body_config), as for a query in Tornado's constructor.
             parse_body_arguments("application/x-www-form-urlencoded", self.query.encode("latin-1"), fields, {})
         except Exception as exc:
-            raise HTTPError(400, f"invalid query: {exc}") from exc
+            raise _InvalidQuery(400, f"invalid query: {exc}") from exc
         return fields
 
     @cached_property
