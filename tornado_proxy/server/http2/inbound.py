@@ -16,6 +16,7 @@ from tornado.httputil import HTTPConnection, HTTPInputError, HTTPMessageDelegate
 from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
+from tornado_proxy.framing import NO_BODY
 from tornado_proxy.server.http2.frames import Error
 from tornado_proxy.server.http2.heads import Malformed
 from tornado_proxy.server.http2.outbox import Outbox
@@ -79,7 +80,12 @@ class Inbound(HTTPConnection):
         """End the request by an answer of our own, or visibly short where the application's has begun."""
         raise NotImplementedError
 
-    # -- the connection calls these
+    # -- the server and the connection call these
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body was announced, be it an empty one."""
+        return self.framing is not NO_BODY
 
     def begin(self, delegate: HTTPMessageDelegate) -> None:
         """Give the head to the application."""
