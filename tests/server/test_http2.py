@@ -83,6 +83,36 @@ class TestRequests:
         await recorder.seen("close")
         assert recorder.body == b""
 
+    async def test_who_waits_to_be_asked_for_the_body_is_asked(self, serve, recorder):
+        recorder.on_finish = respond
+        client = await serve(recorder, http2=True).connect2()
+        stream = await client.request("POST", "/", [("expect", "100-continue")], end=False)
+        await client.read_until(lambda seen: seen.type == Type.HEADERS)
+        assert client.responses[stream].interim == [(100, [])]
+        await client.data(stream, b"x", end=True)
+        response = await client.response(stream)
+        assert (response.status, response.interim) == (200, [(100, [])])
+
+    @pytest.mark.parametrize("refuse", [True, False])
+    async def test_but_not_needlessly(self, serve, recorder, refuse):
+        """Nor when it is refused, nor when it has not waited (RFC 9110 section 10.1.1)."""
+        taken = asyncio.Future()
+        if refuse:
+            recorder.on_head = respond
+        else:
+            recorder.on_finish = respond
+            recorder.head_futures = [taken]
+        client = await serve(recorder, http2=True).connect2()
+        stream = await client.request(
+            "POST", "/", [("expect", "100-continue")], None if refuse else b"x", end=not refuse
+        )
+        if not refuse:
+            await client.ping()
+            assert recorder.events == [("head", "POST", "/")]
+            taken.set_result(None)
+        response = await client.response(stream)
+        assert (response.status, response.interim) == (200, [])
+
     async def test_connect_is_refused(self, serve, recorder):
         client = await serve(recorder, http2=True).connect2()
         await client.send(client.head([(":method", "CONNECT"), (":authority", "a:443")], end=False))

@@ -54,7 +54,7 @@ PADDED = 0x8
 # Which stand on a stream, and which on the connection. WINDOW_UPDATE does both.
 _ON_STREAM = frozenset({Type.DATA, Type.HEADERS, Type.PRIORITY, Type.RST_STREAM, Type.CONTINUATION})
 _ON_CONNECTION = frozenset({Type.SETTINGS, Type.PING, Type.GOAWAY})
-_LENGTHS = {Type.PRIORITY: 5, Type.RST_STREAM: 4, Type.PING: 8, Type.WINDOW_UPDATE: 4}
+_LENGTHS: dict[int, int] = {Type.PRIORITY: 5, Type.RST_STREAM: 4, Type.PING: 8, Type.WINDOW_UPDATE: 4}
 # SETTINGS that mean something. Any other is ignored (section 6.5.2), and there are so many that h2 must not keep them.
 _KNOWN_SETTINGS = frozenset({1, 2, 3, 4, 5, 6, 8})
 
@@ -138,7 +138,7 @@ class FrameReader:
             raise ConnectionFault(Error.PROTOCOL_ERROR, "a frame inside of a field block")
         if size > MAX_FRAME_SIZE:
             raise ConnectionFault(Error.FRAME_SIZE_ERROR, f"a frame of {size} octets")
-        if _LENGTHS.get(type_, size) != size:  # type: ignore[call-overload]
+        if _LENGTHS.get(type_, size) != size:
             raise ConnectionFault(Error.FRAME_SIZE_ERROR, f"a frame of type {type_} with {size} octets")
         if type_ == Type.SETTINGS and (size % 6 or (flags & ACK and size)):
             raise ConnectionFault(Error.FRAME_SIZE_ERROR, f"SETTINGS with {size} octets")

@@ -81,7 +81,12 @@ class Inbound(HTTPConnection):
         """End the request by an answer of our own, or visibly short where the application's has begun."""
         raise NotImplementedError
 
-    # -- the connection calls these
+    # -- the server and the connection call these
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body was announced, be it an empty one."""
+        return self.framing is not NO_BODY
 
     def begin(self, delegate: HTTPMessageDelegate) -> None:
         """Give the head to the application."""
