@@ -15,7 +15,7 @@ def bytes_held() -> int:
     for found in gc.get_objects():
         # Not isinstance(), which would wake lazy objects that are none of our business.
         if type(found) is BodyPipe:
-            held += found.size
+            held += found.held
         elif type(found) is IOStream and not found.closed():
             held += found._read_buffer_size + len(found._write_buffer)
     return held
