@@ -19,11 +19,11 @@ pytest.importorskip("h2", reason="h2, which is in front, is not installed")
 
 import grpc
 
-from tests.real.grpc_service import EchoClient, EchoService, Sender, message
+from tests.real.grpc_service import PREFIX, EchoClient, EchoService, Sender, message
 from tests.support.h2_upstream import H2Stream, H2Upstream
 from tests.support.process import StandaloneProxy
 from tests.support.wire import within
-from tornado_proxy import mount
+from tornado_proxy import ProxyError, ProxyHandler, mount
 from tornado_proxy.clients import close_clients
 from tornado_proxy.messages import Outcome
 from tornado_proxy.server import HTTPServer
@@ -38,10 +38,10 @@ def service() -> Iterator[EchoService]:
 class Front:
     """The proxy, with HTTP/2 in front."""
 
-    def __init__(self, url: str, tls: ssl.SSLContext | None = None, **options: Any) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None, *, prefix: str = "/", **options: Any) -> None:
         self.outcomes: list[Outcome] = []
         rule = mount(
-            "/",
+            prefix,
             url,
             client="curl",
             client_options={"http_version": "2-prior-knowledge"},
@@ -101,6 +101,12 @@ class TestEndToEnd:
         assert dict(call.trailing_metadata()) == {"x-trailing": "2", "x-trailing-bin": b"\0\1\2"}
         seen = service.seen[0]
         assert (seen["x-mine"], seen["x-mine-bin"], seen["via"]) == ("3", b"\0", "2.0 tornado_proxy")
+
+    async def test_by_the_name_of_the_service(self, service):
+        async with fronted(service.url + PREFIX.rstrip("/"), prefix=PREFIX.rstrip("/")) as front:
+            assert await front.call(lambda client: client.unary(b"hello", timeout=5)) == b"hellohello"
+            error = await front.call(lambda client: client.channel.unary_unary("/other.Service/Unary")(b"", timeout=5))
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
     async def test_over_tls(self, service, certificates):
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -216,7 +222,10 @@ class TestEndToEnd:
 class TestStandalone:
     """What the README's recipe says."""
 
-    OPTIONS = ("--http2", "--upstream-http-version", "2-prior-knowledge", "--client", "curl")
+    OPTIONS = (
+        *("--http2", "--upstream-http-version", "2-prior-knowledge"),
+        *("--response-timeout", "none", "--idle-timeout", "none"),
+    )
 
     @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
     async def test_the_program(self, service, certificates, tls):
@@ -256,6 +265,23 @@ class TestOurOwnErrors:
         async with fronted(upstream.url) as front:
             assert await self.status(front) is grpc.StatusCode.UNAVAILABLE
         assert front.outcomes[-1].status == 502
+
+    async def test_an_error_in_the_words_of_grpc(self, expect_log):
+        """As the README shows it."""
+        expect_log("connect")
+
+        def say(error: ProxyError, handler: ProxyHandler) -> None:
+            handler.set_status(200)
+            handler.set_header("Content-Type", "application/grpc")
+            handler.set_header("grpc-status", "8")
+            handler.set_header("grpc-message", "come back later")
+            handler.finish()
+
+        async with H2Upstream() as upstream:
+            pass
+        async with fronted(upstream.url, error_callback=say) as front:
+            error = await front.call(lambda client: client.unary(b"hello", timeout=5))
+        assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later")
 
     async def test_no_answer_in_time(self, expect_log):
         expect_log("no answer within")
