@@ -57,7 +57,6 @@ class Inbound(HTTPConnection):
         self._head = head
         # Our verdict: what goes upstream is framed by it. There need not be a Content-Length.
         self.framing = head.framing
-        self.has_body = head.framing is not NO_BODY
         self.max_body_size = max_body_size
         # Called when the client leaves after the whole request has arrived.
         self.close_callback: Callable[[], None] | None = None
