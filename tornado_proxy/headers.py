@@ -38,8 +38,21 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-# RFC 9110 section 6.5.1: what, beside hop-by-hop fields, would change how a message is read that is read already.
-NOT_IN_TRAILERS = frozenset({"Content-Length", "Host"})
+# RFC 9110 section 6.5.1: nobody may find out only behind a body how it was framed, for whom it was, what it is, or that
+# somebody is logged in. Hop-by-hop fields, Transfer-Encoding and Trailer among them, are none of it either.
+NOT_IN_TRAILERS = frozenset(
+    {
+        "Authorization",
+        "Content-Encoding",
+        "Content-Length",
+        "Content-Range",
+        "Content-Type",
+        "Cookie",
+        "Host",
+        "Set-Cookie",
+        "Www-Authenticate",
+    }
+)
 
 # Host, the length and the expectation of the upstream request are ours (RFC 9110 sections 7.2, 8.6, 10.1.1). A CGI
 # upstream would take Proxy for the variable HTTP_PROXY (CVE-2016-5385, "httpoxy").

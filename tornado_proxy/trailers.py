@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from tornado.httputil import HTTPHeaders
 
-from tornado_proxy.headers import parse_fields, remove_hop_by_hop
+from tornado_proxy.headers import NOT_IN_TRAILERS, parse_fields, remove_hop_by_hop
 
 # Lines of a section, and bytes of all of them.
 MAX_LINES = 100
 _MAX_BYTES = 64 * 1024
-
-# RFC 9110 section 6.5.1: nobody may find out only behind a body how it was framed, for whom it was, what it is, or that
-# somebody is logged in. The hop-by-hop fields, Transfer-Encoding and Trailer among them, go anyway.
-_NOT_BEHIND_A_BODY = frozenset(
-    {
-        "Authorization",
-        "Content-Encoding",
-        "Content-Length",
-        "Content-Range",
-        "Content-Type",
-        "Cookie",
-        "Host",
-        "Set-Cookie",
-        "Www-Authenticate",
-    }
-)
 
 
 def trailer_fields(lines: list[bytes]) -> HTTPHeaders:
@@ -39,5 +23,5 @@ def trailer_fields(lines: list[bytes]) -> HTTPHeaders:
         fields = parse_fields([line for line in lines if line not in (b"\r\n", b"\n")])
     except ValueError:
         return HTTPHeaders()
-    remove_hop_by_hop(fields, _NOT_BEHIND_A_BODY)
+    remove_hop_by_hop(fields, NOT_IN_TRAILERS)
     return fields

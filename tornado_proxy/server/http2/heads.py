@@ -15,7 +15,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing, header_value_ok, is_token, request_framing
-from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, nominated
+from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, made_of, nominated
 from tornado_proxy.server.parser import HOST, RequestHead
 
 VERSION = "HTTP/2.0"
@@ -109,11 +109,8 @@ def trailer_fields(headers: HTTPHeaders) -> Fields:
 
 
 def _headers(fields: Iterable[tuple[bytes, bytes]]) -> HTTPHeaders:
-    """Build the headers of fields that are all sound. Past ``HTTPHeaders.add``, as `server.parser` does."""
-    headers = HTTPHeaders.__new__(HTTPHeaders)
-    headers._combined_cache = {}
+    """Build the headers of fields that are all sound."""
     values: dict[str, list[str]] = {}
-    headers._as_list = values
     for raw, value in fields:
         name = _known.get(raw) or _checked(raw)
         if _FORBIDDEN.search(value) or value != value.strip(b" \t"):
@@ -127,7 +124,7 @@ def _headers(fields: Iterable[tuple[bytes, bytes]]) -> HTTPHeaders:
     if "Cookie" in values and len(values["Cookie"]) > 1:
         # Section 8.2.3: HTTP/1.1 and applications know one only.
         values["Cookie"] = ["; ".join(values["Cookie"])]
-    return headers
+    return made_of(values)
 
 
 def _checked(raw: bytes) -> str:
