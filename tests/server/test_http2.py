@@ -309,6 +309,25 @@ class TestResponses:
         assert (response.body, response.complete, response.reset) == (b"a", False, Code.INTERNAL)
         await recorder.seen("raised")
 
+    async def test_a_second_head_is_an_error_of_that_response_only(self, serve, recorder):
+        def send(connection):
+            if connection._head.target == "/other":
+                respond(connection)
+                return
+            with pytest.raises(ValueError, match="interim"):
+                connection.send_interim(200, "", HTTPHeaders())
+            connection.write_headers(OK, HTTPHeaders(), b"a")
+            with pytest.raises(HTTPOutputError):
+                connection.write_headers(OK, HTTPHeaders(), b"b")
+            recorder.note("raised")
+
+        recorder.on_finish = send
+        client = await serve(recorder, http2=True).connect2()
+        response = await client.exchange("GET", "/")
+        assert (response.body, response.reset) == (b"a", Code.INTERNAL)
+        await recorder.seen("raised")
+        assert (await client.exchange("GET", "/other")).body == b"ok"
+
     @pytest.mark.parametrize("value", ["a\r\nX: b", "a\nb", "a\0b"])
     async def test_nothing_becomes_another_field(self, serve, recorder, value):
         def send(connection):

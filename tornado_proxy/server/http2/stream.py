@@ -84,6 +84,10 @@ class RequestStream(Inbound):
         assert isinstance(start_line, ResponseStartLine)
         if self._link is None:
             return _closed()
+        if self.head_sent:
+            # h2 would refuse it, and the connection could not go on.
+            self.abort()
+            raise HTTPOutputError("Tried to write a second head")
         if start_line.code < 200:
             raise ValueError(f"status {start_line.code} is none of a final response in HTTP/2")
         left = self._promised(start_line.code, headers)
@@ -182,6 +186,8 @@ class RequestStream(Inbound):
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx head, unless the final one was sent. 101 does not exist here (RFC 9113 section 8.6)."""
+        if not 100 <= status < 200:
+            raise ValueError(f"status {status} is none of an interim response")
         link = self._link
         if link is None or self.head_sent or status == 101:
             return
