@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.benchmark import machine, profiling, report
 from tests.benchmark.candidate import Absent, Candidate, Finder
 from tests.benchmark.figures import OTHERS, QUIET, Figures
+from tests.benchmark.http2 import http2_candidates
 from tests.benchmark.ours import MOUNTED, on, ours
 from tests.benchmark.peers import peers
 from tests.benchmark.results import Results
@@ -66,7 +67,9 @@ def chosen(candidates: Sequence[Candidate], scenario: Scenario, args: argparse.N
     able = [
         each
         for each in candidates
-        if (scenario.for_all or not each.constant) and (each.command is not None or not scenario.proxied)
+        if each.scenario == (scenario.name if scenario.own else None)
+        and (scenario.for_all or not each.constant)
+        and (each.command is not None or not scenario.proxied)
     ]
     if args.only:
         return [each for each in able if any(text in each.name for text in args.only)]
@@ -144,8 +147,9 @@ def main() -> None:
     find = Finder(tuple(args.bin), args.node_modules)
     own, skipped = ours(find)
     others, absent = peers(find)
-    candidates = [*own, *others, DIRECTLY]
-    skipped += absent
+    http2, missing = http2_candidates(find)
+    candidates = [*own, *others, DIRECTLY, *http2]
+    skipped += absent + missing
     if args.list:
         print("\n".join([f"{scenario.name:12} {scenario.about}" for scenario in SCENARIOS.values()]), end="\n\n")
         print("\n".join(each.name for each in candidates))

@@ -60,6 +60,10 @@ class Candidate:
     python: bool = False
     # Answers by itself, so that only small requests make sense.
     constant: bool = False
+    # The scenario that it is there for, and takes part in alone; the others meet in all the rest.
+    scenario: str | None = None
+    # Has to answer HTTP/2 with prior knowledge, and is loaded with it.
+    http2: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pycurl
 
-from tests.benchmark.candidate import Candidate, Finder, said_version
+from tests.benchmark.candidate import Absent, Candidate, Finder, said_version
 from tests.real.nginx import NGINX
 
-PACKAGES = ("tornado", "pycurl", "uvloop", "aiohttp")
+PACKAGES = ("tornado", "pycurl", "uvloop", "aiohttp", "h2")
 
 
 def processor() -> str:
@@ -43,6 +43,8 @@ def versions(candidates: Iterable[Candidate]) -> str:
     said.append(libcurl[0].replace("/", " ") if libcurl else pycurl.version)
     assert NGINX is not None
     said += [f"nginx {said_version(NGINX, '-v')} (upstream)", f"wrk {said_version(Finder().program('wrk'), '-v')}"]
+    with contextlib.suppress(Absent):
+        said.append(f"h2load {said_version(Finder().program('h2load'), '--version')}")
     # Several may be of one program.
     said += dict.fromkeys(candidate.version for candidate in candidates if candidate.version)
     return ", ".join(said)

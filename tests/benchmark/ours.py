@@ -33,11 +33,11 @@ def python(
     return Candidate(on(name, loop), command, everywhere=everywhere, python=True, constant=constant)
 
 
-def standalone(loop: str) -> Candidate:
+def standalone(loop: str, *more: str) -> Candidate:
     def command(place: Place) -> Command:
         listen = f"127.0.0.1:{place.port}"
         options = ["--to", place.upstream_url, "--listen", listen, "--access-log", "off", "--loop", loop]
-        return Command(["-m", "tornado_proxy", *options])
+        return Command(["-m", "tornado_proxy", *options, *more])
 
     return Candidate(on(STANDALONE, loop), command, everywhere=True, python=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pycurl
 
 from tests.benchmark.candidate import Candidate, Command, Place
 from tests.benchmark.company import taken_by_others, used
@@ -54,6 +56,7 @@ class Running:
     port: int
     upstream: int
     process: psutil.Process | None = None
+    http2: bool = False
 
     @property
     def url(self) -> str:
@@ -115,8 +118,8 @@ def running(
                 stderr=output,
             )
         try:
-            wait_until_it_answers(process, place.port, log)
-            yield Running(place.port, upstream, psutil.Process(process.pid))
+            wait_until_it_answers(process, place.port, log, candidate.http2)
+            yield Running(place.port, upstream, psutil.Process(process.pid), candidate.http2)
         except psutil.NoSuchProcess as error:
             raise Unfit(f"it ended by itself: {last_words(log)}") from error
         finally:
@@ -130,13 +133,16 @@ def arguments(candidate: Candidate, command: Command, profile: str | None) -> li
     return [sys.executable, *profiler, *command.arguments]
 
 
-def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path, http2: bool) -> None:
     """Return once a request is answered as the upstream would. Some listen before they know where to forward."""
     until = time.monotonic() + START_TIMEOUT
     wrong = ""
     while process.poll() is None and time.monotonic() < until:
         try:
-            check(port, "GET", "/", 0, SMALL)
+            if http2:
+                check_http2(port, "/", SMALL)
+            else:
+                check(port, "GET", "/", 0, SMALL)
         except Unfit as unfit:
             wrong = str(unfit)
             time.sleep(0.02)
@@ -163,6 +169,27 @@ def check(port: int, method: str, path: str, sent: int, length: int) -> None:
         connection.close()
     if (answer.status, got) != (200, length):
         raise Unfit(f"{method} {path}: {answer.status} with {got} bytes in place of {length}")
+
+
+def check_http2(port: int, path: str, length: int) -> None:
+    """Raise :class:`Unfit` unless a GET over HTTP/2, with prior knowledge, is answered with 200 and this length."""
+    body = io.BytesIO()
+    curl = pycurl.Curl()
+    try:
+        curl.setopt(pycurl.URL, f"http://127.0.0.1:{port}{path}")
+        curl.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE)
+        curl.setopt(pycurl.PROXY, "")
+        curl.setopt(pycurl.TIMEOUT, 10)
+        curl.setopt(pycurl.WRITEDATA, body)
+        curl.perform()
+        status, spoken = curl.getinfo(pycurl.RESPONSE_CODE), curl.getinfo(pycurl.INFO_HTTP_VERSION)
+    except pycurl.error as error:
+        raise Unfit(f"GET {path} over HTTP/2: {error}") from error
+    finally:
+        curl.close()
+    got = len(body.getvalue())
+    if (spoken, status, got) != (pycurl.CURL_HTTP_VERSION_2_0, 200, length):
+        raise Unfit(f"GET {path} over HTTP/2: {status} with {got} bytes in place of {length}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from tests.benchmark import messages, streams, transfers, wrk
+from tests.benchmark import h2load, messages, streams, transfers, wrk
 from tests.benchmark.figures import CORE, CPU, ERRORS, OTHERS, P50, P99, RATE, Column, Figures
 from tests.benchmark.running import SMALL, Running
 from tests.benchmark.upstreams import LARGE, MEDIUM
@@ -53,6 +53,8 @@ class Scenario:
     once: bool = False
     # What is asked for makes no sense without a proxy.
     proxied: bool = False
+    # Only the candidates that are there for it take part.
+    own: bool = False
 
 
 SCENARIOS = {
@@ -84,6 +86,14 @@ SCENARIOS = {
             f"GET of {SMALL} bytes, each on a new connection, {wrk.CONNECTIONS} at a time",
             partial(wrk.requests, path="/", length=SMALL, close=True),
             HTTP,
+        ),
+        Scenario(
+            "http2",
+            f"GET of {SMALL} bytes over HTTP/2, {h2load.CONNECTIONS} connections with {h2load.STREAMS} streams each",
+            h2load.requests,
+            HTTP,
+            for_all=True,
+            own=True,
         ),
         Scenario(
             "websocket",

@@ -84,6 +84,7 @@ CADDY = """
     log {
         level ERROR
     }
+    %(options)s
 }
 http://:%(port)d {
     bind 127.0.0.1
@@ -173,12 +174,12 @@ def haproxy(find: Finder) -> Candidate:
     return Candidate("HAProxy", command, f"HAProxy {said_version(program, '-v')}")
 
 
-def caddy(find: Finder) -> Candidate:
+def caddy(find: Finder, options: str = "") -> Candidate:
     program = find.program("caddy")
 
     def command(place: Place) -> Command:
         home = dict.fromkeys(("XDG_DATA_HOME", "XDG_CONFIG_HOME"), str(place.directory))
-        path = place.write("Caddyfile", filled(place, CADDY))
+        path = place.write("Caddyfile", filled(place, CADDY, options=options))
         return Command([program, "run", "--adapter", "caddyfile", "--config", path], home | ONE_CORE)
 
     return Candidate("Caddy", command, f"Caddy {said_version(program, 'version')}")

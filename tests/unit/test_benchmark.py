@@ -1,16 +1,21 @@
 """What the benchmark makes of what it measured, and that its upstream does what its load expects."""
 
+import argparse
 import os
+from dataclasses import replace
 
 import pytest
 
-from tests.benchmark import report
-from tests.benchmark.candidate import Candidate, Command
+from tests.benchmark import h2load, report
+from tests.benchmark.__main__ import chosen
+from tests.benchmark.candidate import Candidate, Command, Finder
 from tests.benchmark.figures import ERRORS, RATE, percentile
+from tests.benchmark.http2 import SCENARIO, http2_candidates, ours_over_http1, ours_over_http2
 from tests.benchmark.messages import opened
 from tests.benchmark.profiling import by_function
 from tests.benchmark.results import Results
-from tests.benchmark.running import Unfit, check, running
+from tests.benchmark.running import Unfit, check, check_http2, running
+from tests.benchmark.scenarios import SCENARIOS
 from tests.benchmark.streams import ages
 from tests.benchmark.targets import Target
 from tests.benchmark.upstreams import live_upstream
@@ -104,6 +109,72 @@ class TestProfile:
         assert "    0.0         75.0   walk (a.py)" in text
         assert "   25.0        100.0   main (a.py)" in text
         assert text.endswith("   75.0   b.py\n   25.0   a.py")
+
+
+class TestH2load:
+    """What it writes, of 128 requests that all went well."""
+
+    SAID = (
+        "Application protocol: h2c\n"
+        "\n"
+        "finished in 25.60ms, 5000.00 req/s, 5.10MB/s\n"
+        "requests: 128 total, 128 started, 128 done, 128 succeeded, 0 failed, 0 errored, 0 timeout\n"
+        "status codes: 128 2xx, 0 3xx, 0 4xx, 0 5xx\n"
+        "traffic: 130.00KB (133120) total, 366B (366) headers (space savings 88.27%), 128.00KB (131072) data\n"
+    )
+    LOG = "".join(f"1795456264174346\t200\t{1000 * number}\n" for number in range(1, 129))
+
+    def test_requests_a_second_and_milliseconds_of_each(self):
+        said = h2load.read(self.SAID, self.LOG, "h2c", 128)
+        assert said.rate == 5000
+        assert (said.took[0], said.took[-1], len(said.took)) == (1.0, 128.0, 128)
+
+    @pytest.mark.parametrize(
+        ("good", "bad"),
+        [
+            ("protocol: h2c", "protocol: http/1.1"),
+            ("128 succeeded, 0 failed", "127 succeeded, 1 failed"),
+            ("0 errored", "1 errored"),
+            ("0 timeout", "1 timeout"),
+            ("128 2xx, 0 3xx", "127 2xx, 1 3xx"),
+            ("(131072) data", "(131071) data"),
+        ],
+    )
+    def test_whatever_is_wrong_is_said(self, good, bad):
+        with pytest.raises(Unfit, match="h2load did not say"):
+            h2load.read(self.SAID.replace(good, bad), self.LOG, "h2c", 128)
+
+
+class TestHttp2:
+    def test_its_candidates_meet_there_and_nowhere_else(self):
+        args = argparse.Namespace(only=None, all=True)
+        usual = Candidate("usual", lambda place: Command([]), everywhere=True)
+        own = replace(usual, name="own", scenario=SCENARIO)
+        for name, scenario in SCENARIOS.items():
+            assert chosen([usual, own], scenario, args) == [own if name == SCENARIO else usual]
+
+    def test_without_h2load_there_are_none_and_it_is_said(self, tmp_path, monkeypatch):
+        def absent(name, path):
+            return None
+
+        monkeypatch.setattr("tests.benchmark.candidate.shutil.which", absent)
+        assert http2_candidates(Finder((str(tmp_path),))) == ([], ["http2 (no h2load on the PATH)"])
+
+    @pytest.mark.parametrize("which", [0, 1], ids=["standalone", "mounted"])
+    def test_ours_answer_it_before_they_are_loaded(self, port, which):
+        core = min(os.sched_getaffinity(0))
+        with running(ours_over_http2("asyncio")[which], port, core=core) as proxy:
+            assert proxy.http2
+            check_http2(proxy.port, "/", 1024)
+            with pytest.raises(Unfit, match="200 with 1024 bytes in place of 1000"):
+                check_http2(proxy.port, "/", 1000)
+
+    def test_who_speaks_only_http1_is_unfit(self, port):
+        core = min(os.sched_getaffinity(0))
+        with running(ours_over_http1("asyncio")[0], port, core=core) as proxy:
+            assert not proxy.http2
+            with pytest.raises(Unfit, match="GET / over HTTP/2: "):
+                check_http2(proxy.port, "/", 1024)
 
 
 @pytest.fixture(scope="module")

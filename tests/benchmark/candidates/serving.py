@@ -43,11 +43,13 @@ def run(serving: Serving, args: argparse.Namespace) -> None:
 
 
 @asynccontextmanager
-async def serving_rules(rules: list[Any], port: int, our_server: bool = False) -> AsyncIterator[None]:
+async def serving_rules(
+    rules: list[Any], port: int, our_server: bool = False, http2: bool = False
+) -> AsyncIterator[None]:
     """Serve an application with these rules and without an access log."""
     app = Application(rules, log_function=lambda handler: None)
     if our_server:
-        HTTPServer(app).listen(port, "127.0.0.1")
+        HTTPServer(app, http2=http2).listen(port, "127.0.0.1")
     else:
         app.listen(port, "127.0.0.1")
     yield
