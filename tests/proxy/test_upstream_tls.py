@@ -90,6 +90,7 @@ class TLSUpstream:
         self.context.sni_callback = lambda _socket, name, _context: self.names.append(name)
         self.read = bytearray()
         self.clients: list[Any] = []
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Self:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
@@ -98,9 +99,13 @@ class TLSUpstream:
 
     async def __aexit__(self, *_: object) -> None:
         self.server.close()
+        # Python 3.12 waits for connections too, and the proxy, which is stopped later, keeps its own.
+        for writer in self._writers:
+            writer.transport.abort()
         await self.server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         self.clients.append(writer.get_extra_info("peercert"))
         with contextlib.suppress(ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
             while True:
