@@ -22,7 +22,8 @@ from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.server.detach import hand_over
-from tornado_proxy.server.ending import EndingLink, Server, State
+from tornado_proxy.server.ending import EndingLink, State
+from tornado_proxy.server.link import Server
 from tornado_proxy.server.parser import ChunkedBody, SizedBody, body_too_large, check_incomplete, parse_head, too_large
 from tornado_proxy.server.request import RequestConnection
 

@@ -7,20 +7,19 @@ first, and what comes is dropped for a while.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
 from enum import IntEnum
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 from tornado.concurrent import Future
 from tornado.httputil import HTTPMessageDelegate
 from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
-from tornado_proxy.server.link import Link
+from tornado_proxy.server.link import Link, Server
 from tornado_proxy.server.request import RequestConnection
 
 log = logging.getLogger(__name__)
@@ -37,27 +36,6 @@ class State(IntEnum):
     RUNNING = 2  # all of it has been read; the response is to be finished
     DROPPING = 3  # our side has ended or is about to; what comes is dropped until the client ends too
     CLOSED = 4  # closing, once what was written is out; or handed over
-
-
-class Server(Protocol):
-    """What a connection needs of its server."""
-
-    loop: asyncio.AbstractEventLoop
-    done: Future[None]
-    draining: bool
-    protocol: str | None
-    buffer: memoryview
-    buffer_ahead: memoryview
-    max_header_size: int
-    max_body_size: int
-    header_timeout: float
-    idle_timeout: float
-    linger_time: float
-    linger_bytes: int
-
-    def start_request(self, server_conn: object, request_conn: RequestConnection) -> HTTPMessageDelegate: ...
-    def opened(self, connection: Any) -> None: ...
-    def closed(self, connection: Any) -> None: ...
 
 
 class EndingLink(Link):

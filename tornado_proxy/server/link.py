@@ -10,9 +10,10 @@ import socket
 import struct
 import sys
 import termios
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from tornado.concurrent import Future
+from tornado.httputil import HTTPMessageDelegate
 from tornado.iostream import StreamClosedError
 
 # Bytes that may wait in the transport before a writer must wait too: none, as with Tornado's streams. The kernel holds
@@ -37,6 +38,27 @@ class Context:
 
     def __str__(self) -> str:
         return self.remote_ip
+
+
+class Server(Protocol):
+    """What a connection needs of its server."""
+
+    loop: asyncio.AbstractEventLoop
+    done: Future[None]
+    draining: bool
+    protocol: str | None
+    buffer: memoryview
+    buffer_ahead: memoryview
+    max_header_size: int
+    max_body_size: int
+    header_timeout: float
+    idle_timeout: float
+    linger_time: float
+    linger_bytes: int
+
+    def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate: ...
+    def opened(self, connection: Any) -> None: ...
+    def closed(self, connection: Any) -> None: ...
 
 
 class Link(asyncio.BufferedProtocol):

@@ -155,7 +155,7 @@ class RequestConnection(HTTPConnection):
         assert isinstance(start_line, ResponseStartLine)
         link = self._link
         if link is None or link.transport.is_closing():
-            return _closed()
+            return closed_write()
         self._frame(start_line.code, headers, link)
         data = _status_line(start_line.code, start_line.reason) + serialize(headers)
         self.head_sent = True
@@ -172,7 +172,7 @@ class RequestConnection(HTTPConnection):
         """Send a piece of the body; nothing, where the head could not be sent."""
         link = self._link
         if link is None or link.transport.is_closing():
-            return _closed()
+            return closed_write()
         if chunk and self.head_sent:
             link.write(self._format(chunk, link))
         return link.write_waiter() if link.write_paused else link.done
@@ -375,7 +375,8 @@ def _status_line(code: int, reason: str) -> bytes:
     return line
 
 
-def _closed() -> Future[None]:
+def closed_write() -> Future[None]:
+    """Return what a write is answered with that comes too late."""
     future: Future[None] = Future()
     future.set_exception(StreamClosedError())
     # Nobody need look at it.

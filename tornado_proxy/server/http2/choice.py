@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 from tornado_proxy.server.http2.connection import Http2Connection
-from tornado_proxy.server.http2.ending import Server
+from tornado_proxy.server.http2.ending import Http2Server
 from tornado_proxy.server.http2.frames import PREFACE
 
 
@@ -21,7 +21,7 @@ class Choice(asyncio.BufferedProtocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: Server, http1: Callable[[], asyncio.BufferedProtocol]) -> None:
+    def __init__(self, server: Http2Server, http1: Callable[[], asyncio.BufferedProtocol]) -> None:
         self._server = server
         self._http1 = http1
         self._received = b""

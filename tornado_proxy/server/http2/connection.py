@@ -13,7 +13,7 @@ from h2.exceptions import ProtocolError
 from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
-from tornado_proxy.server.http2.ending import EndingLink, Server
+from tornado_proxy.server.http2.ending import EndingLink, Http2Server
 from tornado_proxy.server.http2.engine import Engine
 from tornado_proxy.server.http2.frames import (
     ACK,
@@ -47,7 +47,7 @@ class _EngineFault(Exception):
 class Http2Connection(EndingLink):
     """Tornado's ``server_conn``."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Http2Server) -> None:
         super().__init__(server)
         limits = server.http2_limits
         # A head that is too large gets an answer; one that is much too large is an attack on memory.

@@ -7,19 +7,16 @@ RFC 9112 section 9.6 says so of HTTP/1.1, and TCP does not know the difference.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
-from typing import Any, Protocol
-
-from tornado.concurrent import Future
-from tornado.httputil import HTTPMessageDelegate
+from typing import Protocol
 
 from tornado_proxy.server.http2.frames import NO_STREAM, Error, goaway
 from tornado_proxy.server.http2.limits import Limits
 from tornado_proxy.server.http2.sending import SendingLink
 from tornado_proxy.server.http2.stream import WRITE_STALL, RequestStream
+from tornado_proxy.server.link import Server
 
 log = logging.getLogger(__name__)
 
@@ -27,31 +24,16 @@ log = logging.getLogger(__name__)
 _REMEMBERED = 1000
 
 
-class Server(Protocol):
-    """What a connection needs of its server."""
+class Http2Server(Server, Protocol):
+    """The same, with the limits of HTTP/2."""
 
-    loop: asyncio.AbstractEventLoop
-    done: Future[None]
-    draining: bool
-    protocol: str | None
-    buffer: memoryview
-    max_header_size: int
-    max_body_size: int
-    header_timeout: float
-    idle_timeout: float
-    linger_time: float
-    linger_bytes: int
     http2_limits: Limits
-
-    def start_request(self, server_conn: object, request_conn: Any) -> HTTPMessageDelegate: ...
-    def opened(self, connection: Any) -> None: ...
-    def closed(self, connection: Any) -> None: ...
 
 
 class EndingLink(SendingLink):
     """A link that knows how to end its streams and itself."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Http2Server) -> None:
         super().__init__(server.loop)
         self._server = server
         self.done = server.done

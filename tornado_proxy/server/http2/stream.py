@@ -20,7 +20,7 @@ from tornado_proxy.server.http2.frames import Error
 from tornado_proxy.server.http2.heads import response_fields, trailer_fields
 from tornado_proxy.server.http2.inbound import Inbound, Owner
 from tornado_proxy.server.parser import RequestHead
-from tornado_proxy.server.request import NO_LIMIT, Stream
+from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write
 
 # Octets that may wait for the end of this turn of the loop before whoever writes must wait for it too. Windows can be
 # as large as the client's memory; ours is not meant to be.
@@ -83,7 +83,7 @@ class RequestStream(Inbound):
         """Send the head, and the first piece of the body with it."""
         assert isinstance(start_line, ResponseStartLine)
         if self._link is None:
-            return _closed()
+            return closed_write()
         if self.head_sent:
             # h2 would refuse it, and the connection could not go on.
             self.abort()
@@ -101,7 +101,7 @@ class RequestStream(Inbound):
         """Send a piece of the body; nothing, where the head could not be sent."""
         link = self._link
         if link is None:
-            return _closed()
+            return closed_write()
         if not self.head_sent:
             return link.done
         if self._left is not None:
@@ -288,11 +288,3 @@ class RequestStream(Inbound):
 def own_answer(status: int) -> list[tuple[bytes, bytes]]:
     """Return the fields of an answer that is not the application's."""
     return [(b":status", b"%d" % HTTPStatus(status)), (b"content-length", b"0")]
-
-
-def _closed() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_exception(StreamClosedError())
-    # Nobody need look at it.
-    future.exception()
-    return future
