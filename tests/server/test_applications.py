@@ -78,6 +78,11 @@ class Detached(web.RequestHandler):
             self.settings["ended"].set()
 
 
+class Checked(web.RequestHandler):
+    def post(self):
+        self.write(self.request.connection.request_trailers["X-Checksum"])
+
+
 class Failing(web.RequestHandler):
     def get(self):
         raise ZeroDivisionError
@@ -92,6 +97,7 @@ RULES = [
     (r"/async", Async),
     (r"/upload", Upload),
     (r"/refuse", Upload),
+    (r"/checked", Checked),
     (r"/ws", Echo),
     (r"/lines", Detached),
     (r"/failing", Failing),
@@ -126,6 +132,13 @@ class TestHandlers:
         response = await downstream.exchange("POST", "/refuse", body=b"x" * 1_000_000)
         assert (response.status, response.body) == (413, b"no")
         assert (await downstream.exchange("POST", "/upload", body=b"x")).body == b"1"
+
+    async def test_trailers_of_a_request(self, serve):
+        """By themselves, where a handler looks for them (RFC 9110 section 6.5.1)."""
+        downstream = await serve(app()).connect()
+        await downstream.send(b"POST /checked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await downstream.send(b"3\r\nabc\r\n0\r\nX-Checksum: 7\r\n\r\n")
+        assert (await downstream.read_response()).body == b"7"
 
     async def test_ranges_of_a_file(self, serve, tmp_path: Path):
         (tmp_path / "file").write_bytes(bytes(range(256)) * 1000)

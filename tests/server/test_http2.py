@@ -128,6 +128,29 @@ class TestRequests:
         await client.send(frame(Type.HEADERS, client.block([("x-t", "1")]), stream=stream, flags=END_STREAM | 4))
         assert (await client.response(stream)).status == 200
         assert recorder.body == b"abc"
+        assert list(recorder.connections[0].request_trailers.get_all()) == [("X-T", "1")]
+        assert "X-T" not in recorder.heads[0][1]
+
+    async def test_there_may_be_none(self, serve, recorder):
+        recorder.on_finish = respond
+        client = await serve(recorder, http2=True).connect2()
+        assert (await client.exchange("POST", "/x", body=b"abc")).status == 200
+        assert recorder.connections[0].request_trailers is None
+
+    @pytest.mark.parametrize("fields", [[("x", "y")] * 101, [("x", "y" * 900)] * 20], ids=["lines", "bytes"])
+    async def test_too_many_trailers_are_refused(self, serve, recorder, fields):
+        client = await serve(recorder, http2=True).connect2()
+        stream = await client.request("POST", "/x", body=b"abc", end=False)
+        block = client.block(fields)
+        await client.send(frame(Type.HEADERS, block[:16000], stream=stream, flags=END_STREAM))
+        await client.send(frame(Type.CONTINUATION, block[16000:], stream=stream, flags=4))
+        response = await client.response(stream)
+        assert (response.status, response.complete) == (431, True)
+        await recorder.seen("close")
+        assert ("finish",) not in recorder.events
+        # The connection goes on, and so does its table.
+        recorder.on_finish = respond
+        assert (await client.exchange("GET", "/y", fields[:2])).status == 200
 
     async def test_an_application_that_raises_is_an_answer(self, serve, recorder, expect_log):
         def fail(connection):

@@ -86,10 +86,25 @@ BAD_BODIES = {
     "a bare LF after the data": "1\r\na\n0\r\n\r\n",
     "too long a line": "1;" + "x" * 2000 + "\r\na\r\n",
     "too many extensions": ("1;" + "x" * 900 + "\r\na\r\n") * 20,
-    "too many trailers": "0\r\n" + ("X: " + "y" * 900 + "\r\n") * 20,
     "a trailer without colon": "0\r\nX\r\n\r\n",
+    "a trailer without name": "0\r\n: a\r\n\r\n",
     "a folded trailer": "0\r\nX: a\r\n b\r\n\r\n",
+    "a trailer that begins folded": "0\r\n X: a\r\n\r\n",
+    "a space before the colon of a trailer": "0\r\nX : a\r\n\r\n",
     "a bare LF in the trailers": "0\r\nX: a\n\r\n",
+    "a bare CR in a trailer": "0\r\nX: a\rb\r\n\r\n",
+    "NUL in a trailer": "0\r\nX: a\0b\r\n\r\n",
+    "a request in the trailers": "0\r\nGET / HTTP/1.1\r\n\r\n",
+}
+
+TOO_MANY_TRAILERS = {
+    "too many": "0\r\n" + "X: y\r\n" * 101 + "\r\n",
+    "ten thousand": "0\r\n" + "X: y\r\n" * 10_000 + "\r\n",
+    "too much": "0\r\n" + ("X: " + "y" * 900 + "\r\n") * 20 + "\r\n",
+    "a megabyte": "0\r\n" + ("X: " + "y" * 900 + "\r\n") * 1200 + "\r\n",
+    "a line of a megabyte": "0\r\nX: " + "y" * 1_000_000 + "\r\n\r\n",
+    "a line that does not end": "0\r\nX: " + "y" * 20_000,
+    "a name that does not end": "0\r\n" + "y" * 20_000,
 }
 
 
@@ -192,23 +207,53 @@ class TestChunks:
         assert ("finish",) not in recorder.events
 
     @pytest.mark.parametrize(
-        "body",
+        ("body", "trailers"),
         [
-            "3\r\nabc\r\n0\r\n\r\n",
-            "1\r\na\r\n02\r\nbc\r\n000\r\n\r\n",
-            '3;x\r\nabc\r\n0;a=b;c="d"\r\n\r\n',
-            "3 ; x\r\nabc\r\n0\r\n\r\n",
-            "3\r\nabc\r\n0\r\nX: y\r\nContent-Length: 9\r\n\r\n",
+            ("3\r\nabc\r\n0\r\n\r\n", None),
+            ("1\r\na\r\n02\r\nbc\r\n000\r\n\r\n", None),
+            ('3;x\r\nabc\r\n0;a=b;c="d"\r\n\r\n', None),
+            ("3 ; x\r\nabc\r\n0\r\n\r\n", None),
+            (
+                "3\r\nabc\r\n0\r\nX: y\r\nContent-Length: 9\r\nx:\tz \r\nx-e:\r\n\r\n",
+                [("X", "y"), ("X", "z"), ("Content-Length", "9"), ("X-E", "")],
+            ),
         ],
     )
-    async def test_chunks_extensions_and_trailers_are_read(self, serve, recorder, body):
-        recorder.on_finish = respond
+    async def test_chunks_extensions_and_trailers_are_read(self, serve, recorder, body, trailers):
+        seen = []
+
+        def note_and_respond(connection):
+            fields = connection.request_trailers
+            seen.append(fields if fields is None else list(fields.get_all()))
+            respond(connection)
+
+        recorder.on_finish = note_and_respond
         downstream = await serve(recorder).ask((CHUNKED + body).encode() + get())
         assert (await downstream.read_response()).status == 200
         assert (await downstream.read_response()).status == 200
         assert recorder.body == b"abc"
         assert "X" not in recorder.heads[0][1]
         assert "Content-Length" not in recorder.heads[0][1]
+        # Of the second request, which has no body, there are none.
+        assert seen == [trailers, None]
+
+    @pytest.mark.parametrize("body", TOO_MANY_TRAILERS.values(), ids=TOO_MANY_TRAILERS)
+    async def test_too_many_trailers_are_refused(self, serve, recorder, body):
+        """RFC 6585 section 5, as for a head that is too large."""
+        answer = await serve(recorder).talk((CHUNKED + body).encode())
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        await recorder.seen("close")
+        assert ("finish",) not in recorder.events
+
+    @pytest.mark.parametrize("step", [1, 7])
+    async def test_as_many_as_there_may_be_however_they_come(self, serve, recorder, step):
+        recorder.on_finish = respond
+        sent = ("0\r\n" + "X: " + "y" * 150 + "\r\n").encode() + b"X: y\r\n" * 99 + b"\r\n"
+        downstream = await serve(recorder).ask(CHUNKED.encode())
+        for at in range(0, len(sent), step):
+            await downstream.send(sent[at : at + step])
+        assert (await downstream.read_response()).status == 200
+        assert len(recorder.connections[0].request_trailers.get_list("X")) == 100
 
     async def test_a_hundred_thousand_tiny_chunks(self, serve, recorder):
         recorder.on_finish = respond

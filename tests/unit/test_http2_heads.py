@@ -10,8 +10,8 @@ from tornado_proxy.errors import BadRequest
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing
 from tornado_proxy.server.http2.heads import (
     Malformed,
-    check_trailers,
     request_head,
+    request_trailers,
     response_fields,
     trailer_fields,
 )
@@ -237,12 +237,19 @@ class TestRequests:
 
 class TestTrailers:
     def test_fields(self):
-        check_trailers([(b"grpc-status", b"0"), (b"x", b"")])
+        fields = request_trailers([(b"grpc-status", b"0"), (b"x", b"")])
+        assert list(fields.get_all()) == [("Grpc-Status", "0"), ("X", "")]
 
     @pytest.mark.parametrize("name", [b":path", b"X", b"connection", b"transfer-encoding", b"x y"])
     def test_none(self, name):
         with pytest.raises(Malformed):
-            check_trailers([(name, b"1")])
+            request_trailers([(name, b"1")])
+
+    @pytest.mark.parametrize(("count", "size"), [(101, 1), (2, 8192)])
+    def test_too_many(self, count, size):
+        with pytest.raises(BadRequest) as caught:
+            request_trailers([(b"x", b"y" * size)] * count)
+        assert caught.value.status_code == 431
 
     def test_what_is_sent(self):
         headers = HTTPHeaders(

@@ -223,6 +223,8 @@ class Connection(EndingLink):
         if not size:
             return False
         piece = body.take(pending)
+        if body.trailers is not None:
+            request.request_trailers = body.trailers
         if request.finished:
             self._count_dropped(size - len(pending))
         if piece:

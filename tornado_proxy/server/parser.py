@@ -42,6 +42,9 @@ _CHUNK_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t\x20-\x7e\x80-\x
 _MAX_CHUNK_LINE = 1024
 # Extensions of all chunks of a body together, and all its trailers: section 7.1.1 asks for a limit.
 _MAX_OVERHEAD = 16 * 1024
+# Lines and bytes of a trailer section, in HTTP/2 too.
+MAX_TRAILERS = 100
+MAX_TRAILERS_SIZE = _MAX_OVERHEAD
 
 _NO_OPTIONS: frozenset[str] = frozenset()
 
@@ -116,6 +119,9 @@ class SizedBody:
 
     __slots__ = ("_left", "done")
 
+    # There are none without chunks.
+    trailers: HTTPHeaders | None = None
+
     def __init__(self, length: int) -> None:
         self._left = length
         # All of it has been read.
@@ -145,17 +151,20 @@ class SizedBody:
 
 
 class ChunkedBody:
-    """Takes the chunked coding off a body (RFC 9112 section 7.1). Trailers are checked and dropped (7.1.2)."""
+    """Takes the chunked coding off a body (RFC 9112 section 7.1), and keeps its trailers by themselves (7.1.2)."""
 
-    __slots__ = ("_left", "_overhead", "_trailers", "done")
+    __slots__ = ("_left", "_lines", "_overhead", "done", "trailers")
 
     def __init__(self) -> None:
         # The last chunk and the trailers have been read.
         self.done = False
         # Of the chunk that has begun; its CR LF counts. 0 between two chunks.
         self._left = 0
-        self._trailers = False
+        # Of the trailer section, each after a CR LF; None before it has begun.
+        self._lines: list[str] | None = None
         self._overhead = 0
+        # The fields behind the last chunk, where there are any; complete when ``done``.
+        self.trailers: HTTPHeaders | None = None
 
     def holds(self, size: int) -> bool:
         """Return whether the next ``size`` bytes are content, all of them: within a chunk."""
@@ -185,7 +194,7 @@ class ChunkedBody:
                 position += 1
                 self._left -= 1
             else:
-                read = self._trailer(data, position) if self._trailers else self._chunk_line(data, position)
+                read = self._chunk_line(data, position) if self._lines is None else self._trailer(data, position)
                 if not read:
                     break
                 position += read
@@ -202,33 +211,46 @@ class ChunkedBody:
         size, extension = match.groups()
         if match.end() - position > _MAX_CHUNK_LINE:
             raise BadRequest("too long a chunk extension")
-        self._spend(len(extension))
+        self._overhead += len(extension)
+        if self._overhead > _MAX_OVERHEAD:
+            raise BadRequest("too many chunk extensions")
         self._left = int(size, 16)
         if self._left:
             self._left += 2
         else:
-            self._trailers = True
+            self._lines = []
         return match.end() - position
 
     def _trailer(self, data: bytearray, position: int) -> int:
         """Read a line of the trailer section; return its length, or 0 when it is not complete."""
+        lines = self._lines
+        assert lines is not None
         end = data.find(b"\r\n", position)
         if end < 0:
-            if len(data) - position > _MAX_OVERHEAD or _BARE_LF.search(data, position):
+            if _BARE_LF.search(data, position):
                 raise BadRequest("malformed trailer section")
+            if self._overhead + len(data) - position > MAX_TRAILERS_SIZE:
+                raise too_many_trailers()
             return 0
         if end == position:
             self.done = True
+            if lines:
+                self.trailers = _headers("".join(lines))
             return 2
         if not _TRAILER.fullmatch(data, position, end):
             raise BadRequest("malformed trailer")
-        self._spend(end - position)
+        self._overhead += end - position
+        if self._overhead > MAX_TRAILERS_SIZE or len(lines) == MAX_TRAILERS:
+            raise too_many_trailers()
+        lines.append("\r\n" + data[position:end].decode("latin-1"))
         return end + 2 - position
 
-    def _spend(self, size: int) -> None:
-        self._overhead += size
-        if self._overhead > _MAX_OVERHEAD:
-            raise BadRequest("too many chunk extensions or trailers")
+
+def too_many_trailers() -> BadRequest:
+    """Return the refusal of a trailer section that is too large (RFC 6585 section 5)."""
+    error = BadRequest(f"more than {MAX_TRAILERS} trailers, or more than {MAX_TRAILERS_SIZE} bytes of them")
+    error.status_code = 431
+    return error
 
 
 def body_too_large(limit: int) -> BodyTooLarge:

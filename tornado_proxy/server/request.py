@@ -92,6 +92,9 @@ class RequestConnection(HTTPConnection):
 
     # Its fields say how its body is delimited.
     framing: Framing | None = None
+    # The fields behind the request's body, where there are any; complete when the body is. Nobody has judged them: what
+    # the head may say they may not (RFC 9110 section 6.5.1).
+    request_trailers: HTTPHeaders | None = None
     # How a chunked body ends, with its trailers.
     _last_chunk = b"0\r\n\r\n"
 

@@ -28,7 +28,7 @@ from tornado_proxy.server.http2.frames import (
     window_update,
     with_end_stream,
 )
-from tornado_proxy.server.http2.heads import Malformed, check_trailers, request_head
+from tornado_proxy.server.http2.heads import Malformed, request_head, request_trailers
 from tornado_proxy.server.http2.limits import (
     CONNECTION_WINDOW,
     CONTROL_FRAMES_PER_REQUEST,
@@ -237,14 +237,21 @@ class Http2Connection(EndingLink):
             stream.take_padding(size - len(data))
 
     def _on_trailers(self, event: events.TrailersReceived) -> None:
-        """They are dropped, as in HTTP/1.1 (RFC 9110 section 6.5.1), but must be some."""
         if event.stream_id == self._endless:
             self._cut_off(self._endless, "trailers without END_STREAM")
             return
+        stream = self.streams.get(event.stream_id)
         try:
-            check_trailers(self.engine.fields)
+            trailers = request_trailers(self.engine.fields)
         except Malformed as error:
             self._cut_off(event.stream_id, str(error))
+        except BadRequest as error:
+            log.debug("refused the trailers of a request from %s: %s", self.context, error)
+            if stream is not None:
+                stream.fail(error.status_code)
+        else:
+            if stream is not None:
+                stream.request_trailers = trailers
 
     def _on_end(self, event: events.StreamEnded) -> None:
         stream = self.streams.get(event.stream_id)

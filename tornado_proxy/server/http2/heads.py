@@ -16,7 +16,7 @@ from tornado.httputil import HTTPHeaders
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing, header_value_ok, is_token, request_framing
 from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, made_of, nominated
-from tornado_proxy.server.parser import HOST, RequestHead
+from tornado_proxy.server.parser import HOST, MAX_TRAILERS, MAX_TRAILERS_SIZE, RequestHead, too_many_trailers
 
 VERSION = "HTTP/2.0"
 
@@ -86,9 +86,15 @@ def request_head(fields: Fields, *, ended: bool, max_size: int) -> RequestHead:
     return RequestHead(method.decode(), path, VERSION, headers, framing, keep_alive=True, expects_continue=expects)
 
 
-def check_trailers(fields: Fields) -> None:
-    """Raise :class:`Malformed` for what cannot be trailers (section 8.1)."""
-    _headers(fields)
+def request_trailers(fields: Fields) -> HTTPHeaders:
+    """Return the trailers of a request. Raises :class:`Malformed` for what cannot be any (section 8.1).
+
+    Raises ``BadRequest`` with its status where there are more than HTTP/1.1 may have.
+    """
+    size = sum([len(name) + len(value) for name, value in fields])
+    if len(fields) > MAX_TRAILERS or size > MAX_TRAILERS_SIZE:
+        raise too_many_trailers()
+    return _headers(fields)
 
 
 def response_fields(status: int, headers: HTTPHeaders) -> Fields:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from tornado.concurrent import Future
-from tornado.httputil import HTTPConnection, HTTPInputError, HTTPMessageDelegate, RequestStartLine
+from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPInputError, HTTPMessageDelegate, RequestStartLine
 from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
@@ -48,6 +48,9 @@ class Owner(Protocol):
 
 class Inbound(HTTPConnection):
     """The receiving half of a stream."""
+
+    # The fields behind the request's body, where there are any; complete when the body is. As in `server.request`.
+    request_trailers: HTTPHeaders | None = None
 
     def __init__(self, link: Owner, stream_id: int, head: RequestHead, max_body_size: int) -> None:
         self.stream_id = stream_id
