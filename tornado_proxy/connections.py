@@ -38,6 +38,10 @@ class ServerConnection(Protocol):
     def framing(self) -> Framing | None:
         """How the request's body is delimited, where its fields do not say: in HTTP/2. ``None`` in HTTP/1.1."""
 
+    @property
+    def request_trailers(self) -> HTTPHeaders | None:
+        """The fields behind the request's body, as they came, once it has ended; ``None`` where there are none."""
+
     def begin_body(self, has_body: bool) -> None:
         """Prepare for a body that is read while the response may already be under way; send no 100 for it."""
 
@@ -83,6 +87,8 @@ class TornadoConnection:
     __slots__ = ("_connection",)
 
     framing: Framing | None = None
+    # It takes no request that has any.
+    request_trailers: HTTPHeaders | None = None
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection

@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from tornado.httputil import HTTPHeaders
+
 # Bytes that read() joins small chunks to. A system call for each 64 KiB would cost more than all the rest.
 _READ_SIZE = 256 * 1024
 
@@ -50,6 +52,7 @@ class BodyPipe:
         "on_drain",
         "size",
         "total",
+        "trailers",
     )
 
     def __init__(self, limit: int, length: int | None = None) -> None:
@@ -61,6 +64,8 @@ class BodyPipe:
         self.total = 0
         # When bytes last came in and went out, in loop time.
         self.last_write = self.last_read = monotonic()
+        # The fields to send behind the body, if any; there before close() is called.
+        self.trailers: HTTPHeaders | None = None
         # Why the body is broken, for the consumer; None while it is not.
         self.error: BaseException | None = None
         # Called when there is something to take, or the end, after the consumer found nothing.

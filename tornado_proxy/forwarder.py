@@ -52,6 +52,7 @@ from tornado_proxy.headers import body_changed, lines_of, max_forwards, remove_r
 from tornado_proxy.heads import (
     Inbound,
     check_rewritten,
+    check_trailers,
     clean_response,
     interim_headers,
     refuse_changed_part,
@@ -62,6 +63,7 @@ from tornado_proxy.heads import (
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions, ResponseMode
 from tornado_proxy.timeouts import Watchdog
+from tornado_proxy.trailers import announced, names_listed, upstream_trailers
 from tornado_proxy.tunnel import Tunnel, downstream_side
 from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstream, whole_server
 
@@ -90,6 +92,9 @@ class Exchange:
 
     Nothing raised by a hook, client or connection escapes the cleaning up at the end of :meth:`run`.
     """
+
+    # What came behind the inbound body, and may be wanted upstream.
+    _trailers: HTTPHeaders | None = None
 
     def __init__(self, downstream: Downstream, options: ProxyOptions, client: HTTPClient, inbound: Inbound) -> None:
         self.downstream = downstream
@@ -156,11 +161,39 @@ class Exchange:
             self._watchdog.upload_blocked()
             await room
 
-    def received_all(self) -> None:
-        """The inbound body is complete."""
+    def received_all(self, trailers: HTTPHeaders | None = None) -> None:
+        """The inbound body is complete, with ``trailers`` behind it."""
         if self.upload is not None:
+            if trailers is not None:
+                self._receive_trailers(trailers, self.upload)
             self.upload.close()
             self._watchdog.upload_ended()
+
+    def _receive_trailers(self, trailers: HTTPHeaders, upload: BodyPipe) -> None:
+        if upload.length is not None or not self.client.capabilities.request_trailers:
+            return
+        try:
+            self._trailers = check_trailers(self.options, trailers)
+        except HookError as error:
+            upload.fail(error)
+            self.stop(error)
+            return
+        if self._request is not None:
+            self._choose_trailers(self._request)
+
+    def _choose_trailers(self, request: UpstreamRequest) -> None:
+        """Let pass what may, of what came or is announced, behind the head as it now stands."""
+        source, headers = self.downstream.request, request.headers
+        if not self.client.capabilities.request_trailers or request.body is not self.upload:
+            return
+        # Which fields it does not want upstream, a hook has shown in the head only, and only by what was there. So it
+        # says which it wants, and all others stay here.
+        hooked = self.downstream.hooked("rewrite_request")
+        if not hooked and "Trailer" in source.headers and (names := announced(source.headers)):
+            headers["Trailer"] = names
+        if self._trailers is not None and self.upload is not None:
+            listed = frozenset(names_listed(headers)) if hooked else None
+            self.upload.trailers = upstream_trailers(self._trailers, source.headers, headers, listed)
 
     def downstream_closed(self) -> None:
         """The downstream's connection is gone."""
@@ -348,6 +381,8 @@ class Exchange:
             self.upload.discard()
         if not isinstance(request.body, BodyPipe):
             request.expect_continue = False
+        elif request.body.length is None:
+            self._choose_trailers(request)
         if request.body is not None and not isinstance(request.body, bytes | BodyPipe):
             raise HookError(f"rewrite_request set the body to {type(request.body).__name__}; assign bytes or None")
         if request.method != "GET" or request.body is not None:

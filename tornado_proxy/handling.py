@@ -128,7 +128,7 @@ class HandlerDownstream:
 
     def _on_body_end(self, body: Future[None]) -> None:
         if self._exchange is not None and not body.cancelled() and body.exception() is None:
-            self._exchange.received_all()
+            self._exchange.received_all(self._connection.request_trailers)
             if self._connection.is_closed():
                 # Tornado listens for the end from now on, and never tells of one that it has seen before.
                 self.handler.on_connection_close()

@@ -147,6 +147,23 @@ def check_rewritten(request: UpstreamRequest) -> None:
         raise HookError(f"rewrite_request set an invalid url: {exc}") from exc
 
 
+def check_trailers(options: ProxyOptions, trailers: HTTPHeaders) -> HTTPHeaders:
+    """Return the fields that came behind an inbound body as ``normalize_headers`` wants them.
+
+    Raises ``HookError`` where it raised, or made of them what cannot be sent.
+    """
+    if options.normalize_headers is None:
+        return trailers
+    try:
+        trailers = _normalized(options.normalize_headers, trailers)
+    except Exception as exc:
+        raise HookError("normalize_headers raised", phase=Phase.SEND) from exc
+    for name, value in trailers.get_all():
+        if not is_token(name) or not header_value_ok(value):
+            raise HookError(f"normalize_headers set the trailer {name!r} to a value that cannot be sent")
+    return trailers
+
+
 def interim_headers(headers: HTTPHeaders) -> HTTPHeaders:
     """Return the fields of an interim response that are for the downstream; it has no length (RFC 9110 section 8.6)."""
     remove_hop_by_hop(headers, _CONTENT_LENGTH)

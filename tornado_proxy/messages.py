@@ -48,6 +48,16 @@ class UpstreamRequest:
     # Ask the upstream to switch to websocket. Set for a handshake; a hook may clear it to have a plain request sent.
     upgrade: bool = False
 
+    @property
+    def trailers(self) -> HTTPHeaders:
+        """The fields to send behind the body (RFC 9110 section 6.5): what may pass of those that came behind it.
+
+        Empty until the inbound body has ended, and where ``body`` is not its stream. Where `rewrite_request` is the
+        user's, only those pass that it names in the Trailer field of ``headers``: it cannot see what is yet to come.
+        """
+        trailers = self.body.trailers if isinstance(self.body, BodyPipe) else None
+        return HTTPHeaders() if trailers is None else trailers
+
 
 @dataclass(slots=True)
 class UpstreamResponse:

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tornado.httputil import HTTPHeaders
 
 from tests.clients.contract import Aborting, Bodies, Heads
 from tests.clients.support import MORE_THAN_HELD, PIECE, collected, filling, request_for, until_it_waits
@@ -81,6 +82,20 @@ class TestRequests(Suite):
         pipe.close()
         assert await stream.read_body() == b""
         assert stream.seen.headers == []
+        await stream.respond(204)
+        assert (await within(sending, "the response")).status == 204
+
+    async def test_trailers_stay_here(self, client, upstream):
+        """libcurl could have them, as for HTTP/1.1, and does not ask. Once it does, its record is to be changed."""
+        assert not client.capabilities.request_trailers
+        pipe = BodyPipe(1024)
+        sending = asyncio.ensure_future(client.send(request_for("POST", upstream.url, pipe)))
+        stream = await upstream.accept()
+        pipe.write(b"hello")
+        pipe.trailers = HTTPHeaders({"X-Checksum": "1"})
+        pipe.close()
+        assert await stream.read_body() == b"hello"
+        assert (stream.ended, stream.trailers) == (True, [])
         await stream.respond(204)
         assert (await within(sending, "the response")).status == 204
 

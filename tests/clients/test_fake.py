@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tornado.httputil import HTTPHeaders
 
 from tests.clients.contract import Aborting, Bodies, Heads
 from tests.clients.support import collected, request_for
 from tests.support.wire import within
 from tornado_proxy import ConnectError, UpstreamClosed
 from tornado_proxy.clients.fake import FakeClient, FakeUpstream, answer
+from tornado_proxy.flow import BodyPipe
 
 
 class Connection:
@@ -176,6 +178,24 @@ class TestInAnApplication:
         response = await client.send(request_for("GET", "http://upstream.example"))
         assert await collected(response) == (b"one", None)
         assert list(response.trailers.get_all()) == [("Grpc-Status", "0")]
+        client.close()
+        await client.wait_closed()
+
+    async def test_so_are_those_of_a_request(self):
+        seen = []
+
+        async def script(upstream: FakeUpstream) -> None:
+            seen.append((await upstream.read_all(), upstream.trailers))
+            upstream.send_head(200)
+
+        pipe = BodyPipe(1024)
+        pipe.write(b"one")
+        pipe.trailers = HTTPHeaders({"X-Checksum": "1"})
+        pipe.close()
+        client = FakeClient(script)
+        await client.send(request_for("POST", "http://upstream.example", pipe))
+        await client.send(request_for("POST", "http://upstream.example", b"two"))
+        assert seen == [(b"one", [("X-Checksum", "1")]), (b"two", [])]
         client.close()
         await client.wait_closed()
 

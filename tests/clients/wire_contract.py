@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tornado.httputil import HTTPHeaders
 
 from tests.clients.contract import CHUNKED, SECOND, Aborting, Bodies, Heads, Suite, begun
 from tests.clients.support import collected, request_for
@@ -351,6 +352,48 @@ class Wire(Suite):
         assert "Set-Cookie" not in response.headers
         expected = [("X-Trailer", "late"), ("X-Trailer", "later")] if can.trailers else []
         assert list(response.trailers.get_all()) == expected
+
+    @pytest.mark.parametrize("body", [b"", b"hello", b"x" * 300_000], ids=["empty", "small", "large"])
+    async def test_trailers_follow_an_upload_of_unknown_length(self, client, can, upstream, body):
+        """And none of them follow the next one, which may go by the same connection and handle."""
+        many = [(f"X-{number}", "y" * 150) for number in range(100)]
+        conn = None
+        for fields in ([("X-A", "1"), ("X-A", ""), ("X-B", "caf\u00c3\u00a9")], [], many, []):
+            pipe = BodyPipe(1024 * 1024)
+            sending = asyncio.ensure_future(client.send(request_for("POST", upstream.url, pipe)))
+            if conn is None or not can.keep_alive:
+                conn = await upstream.accept()
+            head = await conn.read_head()
+            assert not head.has("Trailer")
+            pipe.write(body)
+            if fields:
+                pipe.trailers = HTTPHeaders()
+                for name, value in fields:
+                    pipe.trailers.add(name, value)
+            pipe.close()
+            seen = b""
+            while len(seen) < len(body):
+                seen += await conn.read_chunk()
+            assert seen == body
+            lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in fields if can.request_trailers]
+            expected = b"".join([b"0\r\n", *lines, b"\r\n"])
+            assert await conn.read_exactly(len(expected)) == expected
+            await conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert await within(collected(await within(sending, "the response")), "the body") == (b"", None)
+
+    async def test_a_body_of_known_length_has_no_trailers(self, client, upstream):
+        pipe = BodyPipe(1024, 5)
+        pipe.write(b"hello")
+        pipe.trailers = HTTPHeaders({"X-A": "1"})
+        pipe.close()
+        sending = asyncio.ensure_future(client.send(request_for("POST", upstream.url, pipe)))
+        conn, seen = await upstream.request()
+        assert (seen.content_length, seen.body) == (5, b"hello")
+        await conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        assert (await within(sending, "the response")).status == 200
+        # Not a byte more.
+        client.close()
+        assert await conn.read_until_closed() == b""
 
     async def test_http_1_0_is_told(self, client, upstream):
         answer = b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"

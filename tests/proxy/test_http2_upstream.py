@@ -143,3 +143,14 @@ class TestHeads:
         assert not stream.seen.has("Content-Length")
         await stream.respond(200)
         assert (await downstream.read_response()).status == 200
+
+    async def test_trailers_of_a_request_stay_here(self, proxy, upstream):
+        """libcurl sends none over HTTP/2."""
+        running = await proxy(upstream.url, server_options={"http2": True}, **OPTIONS)
+        downstream = await running.connect()
+        await downstream.send(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-A\r\n\r\n")
+        await downstream.send(b"3\r\none\r\n0\r\nX-A: 1\r\n\r\n")
+        stream, request = await upstream.request()
+        assert (request.body, stream.trailers, request.has("Trailer")) == (b"one", [], False)
+        await stream.respond(200)
+        assert (await downstream.read_response()).status == 200

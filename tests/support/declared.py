@@ -20,6 +20,7 @@ NEEDS = [
     ("test_expect.py|TestExpectations", "expect_continue"),
     ("TestInterimResponses", "interim"),
     ("TestTrailersOverHTTP2", "trailers"),
+    ("TestRequestTrailers|TestSmuggling", "request_trailers"),
     ("test_the_head_byte_for_byte", "eight_bit_target"),
     ("TestATLSConnectionThatIsCut", "sees_tls_cut"),
     ("test_the_wait_for_a_free_client_does_not_count|test_it_counts_after_a_wait", "tells_sending"),

@@ -1,8 +1,9 @@
 """trailers: which fields behind a body pass."""
 
 import pytest
+from tornado.httputil import HTTPHeaders
 
-from tornado_proxy.trailers import MAX_LINES, trailer_fields
+from tornado_proxy.trailers import MAX_LINES, announced, field_lines, names_listed, trailer_fields, upstream_trailers
 
 
 def pairs(*lines: bytes) -> list[tuple[str, str]]:
@@ -39,3 +40,118 @@ class TestTrailerFields:
         line = b"X-A: " + b"a" * 60_000 + b"\r\n"
         assert len(pairs(line)) == 1
         assert pairs(line, line) == []
+
+
+def headers(*pairs):
+    fields = HTTPHeaders()
+    for name, value in pairs:
+        fields.add(name, value)
+    return fields
+
+
+def passed(trailers, head=(), sent=None, listed=None):
+    """Return the names that pass, of pairs or names."""
+    given = headers(*[(name, "1") if isinstance(name, str) else name for name in trailers])
+    inbound = headers(*head)
+    return list(upstream_trailers(given, inbound, inbound if sent is None else headers(*sent), listed))
+
+
+NEVER = [
+    # Framing, and the connection.
+    *("Content-Length", "Transfer-Encoding", "Trailer", "Te", "Connection", "Keep-Alive", "Upgrade", "Http2-Settings"),
+    *("Proxy-Connection", "Proxy-Authorization", "Proxy-Authenticate", "Proxy"),
+    # Routing, and what proxies say.
+    *("Host", "Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Anything", "X-Forwarded", "X-Real-Ip", "X-Client-Ip"),
+    *("True-Client-Ip", "X-Original-Url", "X-Rewrite-Url", "X-Original-Host", "X-Scheme", "Front-End-Https"),
+    *("Destination", "Cdn-Loop", "Early-Data"),
+    # Controls, conditionals, negotiation.
+    *("Cache-Control", "Expect", "Max-Forwards", "Pragma", "Range", "If-Match", "If-None-Match", "If-Modified-Since"),
+    *("If-Unmodified-Since", "If-Range", "If-Anything", "If", "Accept", "Accept-Encoding", "Accept-Language"),
+    *("X-Http-Method-Override", "X-Method-Override", "X-Http-Method", "Prefer", "Depth", "Overwrite", "Lock-Token"),
+    # Who it is.
+    *("Authorization", "Cookie", "Set-Cookie", "Www-Authenticate", "Origin", "Referer", "Sec-Fetch-Site"),
+    *("Sec-Websocket-Key", "Access-Control-Request-Method"),
+    # What the body is.
+    *("Content-Type", "Content-Encoding", "Content-Range", "Content-Location", "Content-Md5", "Content-Disposition"),
+    # What only answers say.
+    *("Age", "Expires", "Date", "Location", "Retry-After", "Vary", "Warning"),
+]
+
+
+class TestUpstreamTrailers:
+    def test_values_order_and_repetition_are_kept(self):
+        given = headers(("X-A", "1"), ("grpc-x", ""), ("x-a", "\xe9, 2"), ("Content-Digest", "sha-256=:x:"))
+        fields = upstream_trailers(given, headers(), headers())
+        assert list(fields.get_all()) == [
+            ("X-A", "1"),
+            ("X-A", "\xe9, 2"),
+            ("Grpc-X", ""),
+            ("Content-Digest", "sha-256=:x:"),
+        ]
+        assert field_lines(fields) == [b"X-A: 1", b"X-A: \xe9, 2", b"Grpc-X: ", b"Content-Digest: sha-256=:x:"]
+        assert field_lines(None) == []
+
+    @pytest.mark.parametrize("name", NEVER)
+    def test_some_have_no_place_behind_a_body(self, name):
+        assert passed([name, name.lower(), name.upper(), name.replace("-", "_"), name.replace("-", "."), "X-B"]) == [
+            "X-B"
+        ]
+
+    @pytest.mark.parametrize("name", NEVER)
+    def test_nor_where_a_hook_lists_them(self, name):
+        assert passed([name], listed=frozenset([name])) == []
+
+    @pytest.mark.parametrize("name", ["Content_Digest", "Content.Digest"])
+    def test_what_looks_like_the_exception_is_none(self, name):
+        assert passed([name]) == []
+
+    @pytest.mark.parametrize("name", ["X-User", "x-user", "X_User", "X.User", "X~User", "x_USER"])
+    def test_none_that_the_head_had(self, name):
+        assert passed([name, "X-B"], head=[("X-User", "a")], sent=[]) == ["X-B"]
+        assert passed([name, "X-B"], head=[("x_user", "a")], sent=[]) == ["X-B"]
+
+    @pytest.mark.parametrize("name", ["X-User", "x_user"])
+    def test_none_that_the_proxy_has_added(self, name):
+        assert passed([name, "X-B"], sent=[("X-User", "a")]) == ["X-B"]
+
+    @pytest.mark.parametrize("name", ["X-Hop", "x_hop", "Etag"])
+    def test_none_that_connection_nominates(self, name):
+        """Not even what it may not nominate: nobody needs it behind a body."""
+        head = [("Connection", "keep-alive,\tX-Hop"), ("Connection", "ETag")]
+        assert passed([name, "X-B"], head=head) == ["X-B"]
+        assert passed([*head, name, "X-B"]) == ["X-B"]
+
+    def test_only_those_that_are_listed(self):
+        assert passed(["X-A", "X-B", "X_B", "X-C"], listed=frozenset({"X-B", "X-C"}), head=[("X-C", "1")]) == ["X-B"]
+        assert passed(["X-A"], listed=frozenset()) == []
+
+
+class TestAnnounced:
+    @pytest.mark.parametrize(
+        ("lines", "names"),
+        [
+            (["X-A"], "X-A"),
+            (["x-a,X-B ,, x-A", "X-C"], "X-A, X-B, X-C"),
+            (["X-A, Content-Length, x_forwarded_for, Host"], "X-A"),
+            (["X-Head, x_head, X-Hop, X-A"], "X-A"),
+            (["Trailer, Connection"], ""),
+            (["a b, \xe9, x:y, X-A"], "X-A"),
+            ([""], ""),
+            ([], ""),
+        ],
+    )
+    def test_what_can_pass(self, lines, names):
+        head = headers(*[("Trailer", line) for line in lines], ("X-Head", "1"), ("Connection", "x-hop"))
+        assert announced(head) == names
+
+    def test_no_more_than_there_can_be(self):
+        """It is a hint, and 64 KB of it would be work."""
+        names = [f"X-{number}" for number in range(MAX_LINES + 1)]
+        assert announced(headers(("Trailer", ", ".join(names)))) == ", ".join(names[:-1])
+
+    def test_what_a_hook_lists(self):
+        assert list(names_listed(headers(("Trailer", "x-a, X-B"), ("trailer", "x-a,content-length")))) == [
+            "X-A",
+            "X-B",
+            "Content-Length",
+        ]

@@ -35,6 +35,8 @@ class Capabilities:
     expect_continue: bool = True
     # What comes behind a body is in response.trailers.
     trailers: bool = False
+    # What is in request.trailers at the end of a body of unknown length is sent behind it; without this, it is dropped.
+    request_trailers: bool = False
     # The upstream may be asked for trailers: it is spoken to in HTTP/2 or HTTP/3, where servers of gRPC insist on it.
     te: bool = False
 

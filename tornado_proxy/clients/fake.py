@@ -49,6 +49,11 @@ class FakeUpstream:
         """The fields that would be on the wire: Host first, those of the body's framing last."""
         return self._transfer.fields
 
+    @property
+    def trailers(self) -> list[tuple[str, str]]:
+        """The fields behind the request's body, once :meth:`read` has returned its end."""
+        return list(self.request.trailers.get_all())
+
     async def read(self) -> bytes:
         """Return the next piece of the request's body; ``b""`` is its end. Raises what broke it off."""
         if self._upload is None:
@@ -106,7 +111,7 @@ def answer(status: int = 200, headers: Headers = (), body: bytes = b"", reason: 
 class FakeClient(TaskClient):
     """Answers from a script. ``requests`` are those that were sent, as the hooks left them, in order."""
 
-    capabilities = Capabilities(trailers=True)
+    capabilities = Capabilities(trailers=True, request_trailers=True)
 
     def __init__(self, *answers: Script | ProxyError) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ from tornado_proxy.clients.transfers import TaskClient, Transfer
 from tornado_proxy.errors import Phase, ProxyError, UpstreamError
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.responses import FAULTS, MAX_HEAD, MAX_INTERIM, Head, blamed, keeps_alive, read_body, read_head
-from tornado_proxy.trailers import trailer_fields
+from tornado_proxy.trailers import field_lines, trailer_fields
 
 # Bytes that may wait for the kernel before an upload waits.
 _HIGH_WATER = 64 * 1024
@@ -52,7 +52,7 @@ class _Idle:
 class SimpleClient(TaskClient):
     """Pure Python, HTTP/1.1."""
 
-    capabilities = Capabilities(tells_sending=True, trailers=True, sees_tls_cut=False)
+    capabilities = Capabilities(tells_sending=True, trailers=True, request_trailers=True, sees_tls_cut=False)
 
     def __init__(self, **options: Any) -> None:
         self._settings = PoolSettings.parse("simple", options)
@@ -166,7 +166,7 @@ class SimpleClient(TaskClient):
                 writer.writelines((b"%x\r\n" % len(piece), piece, b"\r\n") if chunked else (piece,))
                 await writer.drain()
             if chunked:
-                writer.write(b"0\r\n\r\n")
+                writer.write(b"\r\n".join([b"0", *field_lines(request.trailers), b"", b""]))
         except OSError:
             # The upstream takes no more; whether it has answered, the reader sees.
             return False

@@ -35,7 +35,7 @@ __all__ = ["CurlClient", "CurlOptions"]
 class CurlClient(HTTPClient):
     """The default client. Constructed inside a running event loop, to which it then belongs."""
 
-    capabilities = Capabilities(tells_sending=True, trailers=True, http2=True, http3=True)
+    capabilities = Capabilities(tells_sending=True, trailers=True, request_trailers=True, http2=True, http3=True)
 
     def __init__(self, **options: Any) -> None:
         parsed = CurlOptions.parse(options)
@@ -46,7 +46,8 @@ class CurlClient(HTTPClient):
         )
         driver = MultiplexedDriver if multiplexed else CurlDriver
         if multiplexed:
-            self.capabilities = replace(self.capabilities, te=True)
+            # libcurl (8.23) has trailers for chunks only.
+            self.capabilities = replace(self.capabilities, te=True, request_trailers=False)
         self._driver: CurlDriver = driver(force_instance=True, options=parsed)
 
     @staticmethod

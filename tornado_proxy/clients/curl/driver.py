@@ -154,11 +154,13 @@ class CurlDriver(CurlAsyncHTTPClient):
 
     def _release(self, curl: pycurl.Curl) -> None:
         self._multi.remove_handle(curl)
-        del self._active[curl]
+        upload = self._active.pop(curl).upload
         if len(self._idle) < self.options.max_idle_connections:
             # Or the last exchange, bodies and all, would be kept for as long as nobody needs the handle.
             for option in (pycurl.PREREQFUNCTION, pycurl.HEADERFUNCTION, pycurl.WRITEFUNCTION, pycurl.READFUNCTION):
                 curl.setopt(option, _nobody)
+            if upload is not None and upload.length is None:
+                curl.unsetopt(pycurl.TRAILERFUNCTION)
             self._idle.append(curl)
         else:
             del self._basics[curl]
@@ -318,3 +320,5 @@ class CurlDriver(CurlAsyncHTTPClient):
             length = len(upload) if isinstance(upload, bytes) else upload.length
             set_(pycurl.INFILESIZE_LARGE, -1 if length is None else length)
             set_(pycurl.READFUNCTION, bytes_reader(upload) if isinstance(upload, bytes) else transfer.on_read)
+            if length is None:
+                set_(pycurl.TRAILERFUNCTION, transfer.on_trailers)

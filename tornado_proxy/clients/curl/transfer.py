@@ -27,7 +27,7 @@ from tornado_proxy.errors import (
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.headers import lines_of, parse_fields
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
-from tornado_proxy.trailers import MAX_LINES, trailer_fields
+from tornado_proxy.trailers import MAX_LINES, field_lines, trailer_fields
 
 log = logging.getLogger(__name__)
 
@@ -262,6 +262,11 @@ class Transfer:
             self._send_paused = True
             return int(pycurl.READFUNC_PAUSE)
         return chunk
+
+    def on_trailers(self) -> list[bytes]:
+        """Give the lines behind the last chunk of the upload, whose end :meth:`on_read` has given."""
+        assert self.upload is not None
+        return field_lines(self.upload.trailers)
 
     def _take_head(self, lines: list[bytes]) -> int | None:
         if not lines:
