@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from tests.clients.support import collected, request_for
 from tests.real.nginx import NGINX, Nginx
 from tests.support.certificates import Certificates
+from tests.support.process import StandaloneProxy
 from tests.support.wire import within
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.flow import BodyPipe
@@ -215,3 +217,25 @@ class TestTheEndOfAConnection:
                 response = await within(client.send(request_for("GET", running.url + "/hello.txt")), "the response")
                 assert await response.read() == b"hello"
             client.close()
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+class TestStandalone:
+    @pytest.mark.parametrize(
+        ("version", "spoken"), [("1.1", "HTTP/1.1"), ("2", "HTTP/2.0"), ("2-prior-knowledge", "HTTP/2.0")]
+    )
+    def test_what_it_is_told_to_speak(self, tmp_path: Path, certificates: Certificates, version: str, spoken: str):
+        """--upstream-http-version; nginx says what it was spoken to in."""
+        tls = version != "2-prior-knowledge"
+        server = "location / { return 200 $server_protocol; }"
+        if tls:
+            server += f"ssl_certificate {certificates.chain}; ssl_certificate_key {certificates.key};"
+        with Nginx(tmp_path, server, "ssl http2" if tls else "http2") as nginx:
+            url = f"http{'s' if tls else ''}://localhost:{nginx.port}"
+            arguments = ["--upstream-http-version", version, "--client-options", f"ca_certs={certificates.root}"]
+            with (
+                StandaloneProxy("--to", url, *arguments) as proxy,
+                urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}/x", timeout=10) as response,
+            ):
+                assert response.read().decode() == spoken
+                assert response.headers["Via"] == ("1.1" if version == "1.1" else "2") + " tornado_proxy"

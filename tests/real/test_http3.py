@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.clients.support import PIECE, collected, filling, request_for, until_
 from tests.clients.wire_contract import failure_of, full_backlog
 from tests.real.caddy import CADDY, Caddy
 from tests.support.certificates import Certificates
+from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import within
 from tornado_proxy.clients.curl import CurlClient
@@ -213,6 +215,20 @@ class TestCaddy:
         response = await downstream.read_response()
         assert (response.status, response.body, response.all("Set-Cookie")) == (200, b"world", ["a=1", "b=2"])
         assert response.header("Via") == "1.1 Caddy, 3 tornado_proxy"
+
+    async def test_through_the_program(self, caddy, tmp_path, certificates):
+        """--upstream-http-version 3."""
+        (tmp_path / "small.txt").write_bytes(b"hello")
+        options = ["--upstream-http-version", "3", "--client-options", f"ca_certs={certificates.root}"]
+
+        def get() -> tuple[bytes, str]:
+            with (
+                StandaloneProxy("--to", caddy.url, *options) as proxy,
+                urllib.request.urlopen(f"http://127.0.0.1:{proxy.port}/small.txt", timeout=10) as response,
+            ):
+                return response.read(), response.headers["Via"]
+
+        assert await asyncio.to_thread(get) == (b"hello", "3 tornado_proxy")
 
 
 class TestWithoutQUIC:
