@@ -160,11 +160,15 @@ class H2Upstream:
         self,
         *,
         tls: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
         max_streams: int = 1000,
         window: int = 65535,
         timeout: float = TIMEOUT,
     ) -> None:
         self.timeout = timeout
+        self.host = host
+        self.port = port
         self.max_streams = max_streams
         self.window = window
         self.connections: list[H2Connection] = []
@@ -178,8 +182,8 @@ class H2Upstream:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls, backlog=1024)
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._accept, self.host, self.port, ssl=self._tls, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -194,7 +198,7 @@ class H2Upstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}" if self._tls is None else f"https://localhost:{self.port}"
+        return f"http://{self.host}:{self.port}" if self._tls is None else f"https://localhost:{self.port}"
 
     @property
     def accepted(self) -> int:

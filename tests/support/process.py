@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,9 +25,18 @@ class StandaloneProxy:
 
         with StandaloneProxy("--to", upstream.url) as proxy:
             ... proxy.port, proxy.pid, proxy.rss(), proxy.fds(), proxy.cpu()
+
+    ``under`` are the words of a command that becomes the program that follows it, such as nice or unshare.
     """
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None, start_timeout: float = 15.0) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        under: Sequence[str] = (),
+        start_timeout: float = 15.0,
+    ) -> None:
+        self._under = under
         self._arguments = [argument if isinstance(argument, str) else str(argument) for argument in arguments]
         self._env = env or {}
         self._start_timeout = start_timeout
@@ -42,7 +51,7 @@ class StandaloneProxy:
         if "--access-log" not in arguments:
             arguments += ["--access-log", "off"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tornado_proxy", *arguments],
+            [*self._under, sys.executable, "-m", "tornado_proxy", *arguments],
             cwd=CHECKOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self._env},
             stdout=subprocess.PIPE,

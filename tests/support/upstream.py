@@ -147,13 +147,16 @@ class UpstreamConnection(Wire):
 
 
 class ScriptedUpstream:
-    """Listens on `port` of 127.0.0.1, by default a free one, or on a unix socket; hands its connections to the test.
+    """Listens on `port` of `host`, by default a free one, or on a unix socket; hands its connections to the test.
 
     ``connections`` are all that were ever made, open or not, and ``accepted`` their number. All are closed on exit.
     """
 
-    def __init__(self, *, unix_socket: Path | None = None, port: int = 0, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, *, unix_socket: Path | None = None, host: str = "127.0.0.1", port: int = 0, timeout: float = TIMEOUT
+    ) -> None:
         self.timeout = timeout
+        self.host = host
         self.port = port
         self.connections: list[UpstreamConnection] = []
         self.requests: list[Request] = []  # served by a handler; by hand, see the connections
@@ -165,7 +168,7 @@ class ScriptedUpstream:
 
     async def __aenter__(self) -> Self:
         if self._unix_socket is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
+            self._listener = socket.create_server((self.host, self.port), backlog=1024)
             self.port = self._listener.getsockname()[1]
         else:
             self._listener = socket.socket(socket.AF_UNIX)
@@ -187,7 +190,7 @@ class ScriptedUpstream:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def accepted(self) -> int:

@@ -57,6 +57,11 @@ class TestStartUpErrors:
             ({"client_options": {"unix_socket": Path("/run/a")}}, ["unix_socket", "string"]),
             ({"client_options": {"ca_certs": 3.5}}, ["ca_certs 3.5", "string"]),
             ({"client_options": {"max_idle_seconds": 10**12}}, ["max_idle_seconds"]),
+            ({"client_options": {"max_connection_seconds": 0}}, ["max_connection_seconds", "such as 100"]),
+            (
+                {"client": "simple", "client_options": {"max_connection_seconds": 1.5}},
+                ["max_connection_seconds", "such as 100"],
+            ),
             ({"allowed_origins": "https://a.example"}, ["allowed_origins 'https://a.example'", "list"]),
             ({"allowed_origins": ["https://a.example/"]}, ["'https://a.example/' is not an origin", "https://app"]),
             ({"allowed_origins": ["a.example"]}, ["'a.example' is not an origin", "https://app"]),

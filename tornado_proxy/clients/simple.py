@@ -30,18 +30,32 @@ _HIGH_WATER = 64 * 1024
 _CONTINUE_TIMEOUT = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimpleSettings(PoolSettings):
+    """What ``client_options`` may say to the simple client."""
+
+    # Seconds after which a connection, however busy, takes no further request. Without this one in steady use would
+    # never notice that the upstream's name leads elsewhere.
+    max_connection_seconds: int = 300
+
+
 @dataclass(slots=True)
-class _Idle:
-    """A connection between two requests."""
+class _Connection:
+    """A connection, in use or between two requests."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
-    since: float
+    made: float
+    # The end of its last exchange.
+    idle_since: float = 0.0
 
-    def is_sound(self, max_idle: float) -> bool:
+    def is_sound(self, settings: SimpleSettings) -> bool:
         """Return whether it may be used: it is open, and no byte waits on it that would be nobody's answer."""
         transport = self.writer.transport
-        if transport.is_closing() or self.reader.at_eof() or monotonic() - self.since > max_idle:
+        if transport.is_closing() or self.reader.at_eof():
+            return False
+        now = monotonic()
+        if now - self.idle_since > settings.max_idle_seconds or now - self.made > settings.max_connection_seconds:
             return False
         # Read ahead or still in the kernel. Under TLS the latter may be a session ticket.
         if self.reader._buffer:  # type: ignore[attr-defined]
@@ -55,15 +69,15 @@ class SimpleClient(TaskClient):
     capabilities = Capabilities(tells_sending=True, trailers=True, request_trailers=True, sees_tls_cut=False)
 
     def __init__(self, **options: Any) -> None:
-        self._settings = PoolSettings.parse("simple", options)
+        self._settings = SimpleSettings.parse("simple", options)
         super().__init__(self._settings.max_clients)
         # Connections that wait for a request, by origin, the most recently used last.
-        self._idle: dict[str, list[_Idle]] = {}
+        self._idle: dict[str, list[_Connection]] = {}
 
     @staticmethod
     def check_options(options: dict[str, Any]) -> None:
         """Raise ``ValueError``, naming the option and the cure, unless these can be passed to the constructor."""
-        PoolSettings.parse("simple", options)
+        SimpleSettings.parse("simple", options)
 
     def blame(self, exc: Exception, transfer: Transfer) -> ProxyError:
         if isinstance(exc, FAULTS):
@@ -72,7 +86,8 @@ class SimpleClient(TaskClient):
 
     async def transfer(self, transfer: Transfer) -> None:
         request = transfer.request
-        reader, writer = await self._connection(transfer)
+        connection = await self._connection(transfer)
+        reader, writer = connection.reader, connection.writer
         # Not in the task, whose turn comes later: the upstream may close a kept connection in between.
         self._send_head(transfer, writer)
         if request.on_sending is not None:
@@ -99,7 +114,7 @@ class SimpleClient(TaskClient):
         finally:
             sending.cancel()
             if reusable:
-                self._keep(transfer.origin, _Idle(reader, writer, monotonic()))
+                self._keep(transfer.origin, connection)
             else:
                 # Nothing is lost: either both messages are complete, or the one that is not shall be seen to break off.
                 writer.transport.abort()
@@ -110,13 +125,13 @@ class SimpleClient(TaskClient):
                 idle.writer.transport.abort()
         self._idle.clear()
 
-    async def _connection(self, transfer: Transfer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connection(self, transfer: Transfer) -> _Connection:
         settings = self._settings
         waiting = self._idle.get(transfer.origin)
         while waiting and not transfer.request.fresh_connection:
             idle = waiting.pop()
-            if idle.is_sound(settings.max_idle_seconds):
-                return idle.reader, idle.writer
+            if idle.is_sound(settings):
+                return idle
             idle.writer.transport.abort()
         context = settings.context() if transfer.origin.startswith("https:") else None
         reader, writer = await dial(
@@ -128,12 +143,13 @@ class SimpleClient(TaskClient):
             reader_class=Reader,
         )
         writer.transport.set_write_buffer_limits(high=_HIGH_WATER)
-        return reader, writer
+        return _Connection(reader, writer, monotonic())
 
-    def _keep(self, origin: str, idle: _Idle) -> None:
+    def _keep(self, origin: str, idle: _Connection) -> None:
         """Keep a connection for the next request, and no more than are allowed: the oldest go."""
+        idle.idle_since = monotonic()
         self._idle.setdefault(origin, []).append(idle)
-        every = [(other.since, name) for name, waiting in self._idle.items() for other in waiting]
+        every = [(other.idle_since, name) for name, waiting in self._idle.items() for other in waiting]
         if len(every) > self._settings.max_idle_connections:
             _, oldest = min(every)
             self._idle[oldest].pop(0).writer.transport.abort()

@@ -279,6 +279,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         set_(pycurl.TCP_NODELAY, 1)
         set_(pycurl.TCP_KEEPALIVE, 1)
         set_(pycurl.MAXAGE_CONN, options.max_idle_seconds)
+        set_(pycurl.MAXLIFETIME_CONN, options.max_connection_seconds)
         set_(pycurl.DNS_CACHE_TIMEOUT, options.dns_cache_seconds)
         set_(pycurl.SSL_VERIFYPEER, 1 if options.validate_cert else 0)
         set_(pycurl.SSL_VERIFYHOST, 2 if options.validate_cert else 0)
