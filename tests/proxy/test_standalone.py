@@ -114,6 +114,8 @@ class TestMounts:
 
 
 class TestStopping:
+    """FA-19: what runs is finished, nothing new is taken, and the end is a good one."""
+
     @pytest.fixture(params=["1", "2"], ids=lambda count: f"{count}-processes")
     def processes(self, request: pytest.FixtureRequest) -> list[str]:
         return ["--processes", request.param]
@@ -167,6 +169,8 @@ class TestStopping:
 
 
 class TestProcesses:
+    """FA-18: who dies is replaced, and nobody is left behind."""
+
     async def test_one_that_dies_is_replaced(self, echo: EchoUpstream) -> None:
         with StandaloneProxy("--to", echo.url, "--processes", "2") as proxy:
             first, *_ = await children(proxy.pid, 2)
@@ -205,6 +209,8 @@ class TestQueries:
 
 
 class TestAccessLog:
+    """What it says, and FA-23: nobody who is served has to wait for it."""
+
     async def test_text_has_a_line_for_each_exchange_without_the_query(self, echo: EchoUpstream) -> None:
         with StandaloneProxy("--to", echo.url, "--access-log", "text") as proxy:
             async with await Downstream.connect(proxy.port) as downstream:

@@ -43,6 +43,7 @@ class TestResponseStreaming:
         assert await downstream.read_body() == b""
 
     async def test_each_single_byte_passes_at_once(self, proxy, upstream):
+        """BP-06."""
         running = await proxy(upstream.url)
         downstream = await running.ask("GET", "/x")
         conn, _ = await upstream.request()
