@@ -265,8 +265,8 @@ async def serve(
     sockets: list[socket.socket],
     workers: Workers | None,
     ready: Callable[[], None],
-) -> bool:
-    """Serve until told to stop, then drain; False when exchanges had to be cut off. Calls ``ready`` once it accepts."""
+) -> None:
+    """Serve until told to stop, then drain. Calls ``ready`` once it accepts."""
     log = None if args.access_log == "off" else AccessLog(args.access_log)
     demo = None
     if args.demo:
@@ -284,11 +284,9 @@ async def serve(
     draining.begin_drain()
     if running := draining.active_exchanges():
         logger.warning("stopping; waiting for %d exchanges, a second signal ends them", running)
-    clean = True
     try:
         await asyncio.wait_for(asyncio.gather(server.drain(), draining.drained()), args.drain_timeout)
     except TimeoutError:
-        clean = False
         logger.warning("drain timeout; %d exchanges are cut off", draining.active_exchanges())
         # The log shall have a line for each of these too.
         await draining.end_exchanges()
@@ -297,7 +295,6 @@ async def serve(
     await close_clients()
     if log:
         log.close()
-    return clean
 
 
 def rest_garbage_collector() -> None:
@@ -355,8 +352,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     workers = fork_workers(args.processes, sockets, announce) if args.processes > 1 else None
     with asyncio.Runner(loop_factory=make_loop) as runner:
-        clean = runner.run(serve(args, tls, sockets, workers, announce if workers is None else lambda: None))
-        if not clean:
-            # Closing the loop would cancel each exchange that is cut off, and log it as an error; or wait for its DNS.
-            os._exit(0)
-    raise SystemExit(0)
+        runner.run(serve(args, tls, sockets, workers, announce if workers is None else lambda: None))
+        # Closing the loop would cancel each exchange that is cut off, and log it as an error; and wait for every name
+        # that is still looked up, although nobody asks for it any more.
+        os._exit(0)

@@ -6,6 +6,7 @@ import asyncio
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -48,19 +49,56 @@ async def dial(
     reader = reader_class(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport: asyncio.Transport
+    phase = Phase.CONNECT
     try:
         async with asyncio.timeout(connect_timeout):
             if unix_socket is not None:
                 transport, _ = await loop.create_unix_connection(lambda: protocol, unix_socket, **options)
             else:
-                transport, _ = await loop.create_connection(
-                    lambda: protocol, upstream.host, upstream.effective_port, **options
-                )
+                # In steps of our own: a look-up that outlives its create_connection() is logged by uvloop as a fault of
+                # the program's, whenever it fails in the end.
+                phase = Phase.RESOLVE
+                addresses = await _resolved(loop, upstream.host, upstream.effective_port)
+                phase = Phase.CONNECT
+                transport = await _connected(loop, lambda: protocol, addresses, options)
     except TimeoutError as exc:
-        raise ConnectTimeout(f"upstream {origin}: no connection in time", phase=Phase.CONNECT, upstream=origin) from exc
+        raise ConnectTimeout(f"upstream {origin}: no connection in time", phase=phase, upstream=origin) from exc
     except OSError as exc:
         raise ConnectError(f"upstream {origin}: {exc}", phase=connect_phase(exc), upstream=origin) from exc
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def _resolved(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[Any]:
+    """Return what getaddrinfo has for ``host``."""
+    try:
+        # An address needs none of the loop's threads, which may all wait for a resolver that does not answer.
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+async def _connected(
+    loop: asyncio.AbstractEventLoop,
+    make_protocol: Callable[[], asyncio.Protocol],
+    addresses: list[Any],
+    options: dict[str, Any],
+) -> asyncio.Transport:
+    """Return a connection to the first of ``addresses``, of getaddrinfo, that accepts."""
+    error = OSError("the name has no address")
+    for family, _, _, _, address in addresses:
+        host, port, *rest = address
+        if any(rest[1:]):
+            # A link-local address of IPv6 is one of several of that name; see RFC 4007 section 11.
+            host = f"{host}%{rest[1]}"
+        try:
+            transport, _ = await loop.create_connection(make_protocol, host, port, family=family, **options)
+        except ssl.SSLError:
+            raise
+        except OSError as exc:
+            error = exc
+        else:
+            return transport
+    raise error
 
 
 def ready(transport: asyncio.BaseTransport, events: int) -> bool:

@@ -1,8 +1,6 @@
-"""FA-15: the upstream's name comes to lead elsewhere, while the proxy runs.
+"""The upstream's name comes to lead elsewhere while the proxy runs, or nobody says where it leads.
 
-The standalone proxy runs in a mount namespace in which /etc/hosts is a file of the test's: the system's resolver reads
-it anew for each question. It knows no time to live, and would not tell libcurl if it did; ``dns_cache_seconds`` stands
-for it.
+The standalone proxy runs in a mount namespace in which /etc/hosts, or /etc/resolv.conf, is a file of the test's.
 """
 
 from __future__ import annotations
@@ -10,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
+import random
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -34,16 +33,15 @@ SLACK = 0.5
 KINDS = {"curl": [], "curl, HTTP/2": ["--upstream-http-version", "2-prior-knowledge"], "simple": ["--client", "simple"]}
 
 
-def in_a_namespace(hosts: Path) -> list[str] | None:
-    """Return the command that shows another /etc/hosts to the program behind it, or None where it is not allowed."""
-    script = 'mount --bind "$0" /etc/hosts && exec "$@"'
+def showing(ours: Path, theirs: str) -> list[str]:
+    """Return the words of a command that shows ``ours`` in place of ``theirs`` to the program behind it, or skip."""
+    script = 'mount --bind "$0" "$1" && shift && exec "$@"'
     for options in ([], ["--map-root-user"]):
-        command = ["unshare", "--mount", *options, "sh", "-c", script, str(hosts)]
+        command = ["unshare", "--mount", *options, "sh", "-c", script, str(ours), theirs]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            found = subprocess.run([*command, "getent", "hosts", NAME], capture_output=True, timeout=10)
-            if found.stdout.split()[:1] == [OLD.encode()]:
+            if subprocess.run([*command, "cat", theirs], capture_output=True, timeout=10).stdout == ours.read_bytes():
                 return command
-    return None
+    pytest.skip(f"unshare and mount, for another {theirs}, are missing or not allowed here")
 
 
 class Name:
@@ -52,10 +50,7 @@ class Name:
     def __init__(self, hosts: Path) -> None:
         hosts.write_text(f"{OLD} {NAME}\n")
         self._hosts = hosts
-        command = in_a_namespace(hosts) if shutil.which("unshare") and shutil.which("getent") else None
-        if command is None:
-            pytest.skip("unshare and mount, for an /etc/hosts of our own, are missing or not allowed here")
-        self.command = command
+        self.command = showing(hosts, "/etc/hosts")
 
     def change(self) -> None:
         """Have the name lead to the new address."""
@@ -115,7 +110,7 @@ class Upstreams:
 
 
 @pytest.fixture(params=KINDS)
-async def upstreams(request: pytest.FixtureRequest) -> AsyncIterator[Upstreams]:
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Upstreams]:
     kind = request.param
     make: Any = ScriptedUpstream
     if kind == "curl, HTTP/2":
@@ -128,14 +123,17 @@ async def upstreams(request: pytest.FixtureRequest) -> AsyncIterator[Upstreams]:
 
 
 @contextlib.asynccontextmanager
-async def standalone(name: Name, upstreams: Upstreams, *options: str) -> AsyncIterator[StandaloneProxy]:
-    flags = [*upstreams.flags, "--client-options", ",".join(options)] if options else upstreams.flags
-    starting = StandaloneProxy("--to", f"http://{NAME}:{upstreams.port}", *flags, under=name.command)
-    proxy = await asyncio.to_thread(starting.__enter__)
+async def started(*arguments: str, under: list[str]) -> AsyncIterator[StandaloneProxy]:
+    proxy = await asyncio.to_thread(StandaloneProxy(*arguments, under=under).__enter__)
     try:
         yield proxy
     finally:
         await asyncio.to_thread(proxy.stop)
+
+
+def standalone(name: Name, pair: Upstreams, *options: str) -> contextlib.AbstractAsyncContextManager[Any]:
+    flags = [*pair.flags, "--client-options", ",".join(options)] if options else pair.flags
+    return started("--to", f"http://{NAME}:{pair.port}", *flags, under=name.command)
 
 
 class Asking:
@@ -160,13 +158,17 @@ class Asking:
 
 
 class TestNewConnections:
-    """They go to the new address as soon as the old answer may be kept no longer, and not before."""
+    """FA-15: they go to the new address as soon as the old answer may be kept no longer, and not before.
 
-    async def test_go_to_the_new_address_within_the_cache_time(self, name, upstreams):
-        upstreams.closing = True
-        options = [] if "simple" in upstreams.flags else ["dns_cache_seconds=1"]
+    /etc/hosts is read anew for each question. It knows no time to live, and the resolver would not tell libcurl if it
+    did; ``dns_cache_seconds`` stands for it.
+    """
+
+    async def test_go_to_the_new_address_within_the_cache_time(self, name, pair):
+        pair.closing = True
+        options = [] if "simple" in pair.flags else ["dns_cache_seconds=1"]
         async with (
-            standalone(name, upstreams, *options) as proxy,
+            standalone(name, pair, *options) as proxy,
             await Downstream.connect(proxy.port) as downstream,
         ):
             asking = Asking(downstream)
@@ -177,11 +179,11 @@ class TestNewConnections:
             for _ in range(20):
                 assert (await asking.once()).startswith(NEW)
 
-    async def test_go_to_the_old_one_while_the_answer_is_kept(self, name, upstreams):
-        if "simple" in upstreams.flags:
+    async def test_go_to_the_old_one_while_the_answer_is_kept(self, name, pair):
+        if "simple" in pair.flags:
             pytest.skip("this client asks for each connection")
-        upstreams.closing = True
-        async with standalone(name, upstreams) as proxy, await Downstream.connect(proxy.port) as downstream:
+        pair.closing = True
+        async with standalone(name, pair) as proxy, await Downstream.connect(proxy.port) as downstream:
             asking = Asking(downstream)
             said = [await asking.once()]
             name.change()
@@ -192,17 +194,17 @@ class TestNewConnections:
 
 
 class TestKeptConnections:
-    """They are left at the age that ``max_connection_seconds`` says, however busy they are."""
+    """FA-15: they are left at the age that ``max_connection_seconds`` says, however busy they are."""
 
     AGE = 1
 
     @pytest.fixture
-    async def proxy(self, name, upstreams):
-        options = [] if "simple" in upstreams.flags else ["dns_cache_seconds=1"]
-        async with standalone(name, upstreams, *options, f"max_connection_seconds={self.AGE}") as proxy:
+    async def proxy(self, name, pair):
+        options = [] if "simple" in pair.flags else ["dns_cache_seconds=1"]
+        async with standalone(name, pair, *options, f"max_connection_seconds={self.AGE}") as proxy:
             yield proxy
 
-    async def test_a_busy_one_to_the_old_address_is_used_no_longer_than_that(self, name, upstreams, proxy):
+    async def test_a_busy_one_to_the_old_address_is_used_no_longer_than_that(self, name, pair, proxy):
         async with await Downstream.connect(proxy.port) as downstream:
             asking = Asking(downstream)
             assert await asking.once() == f"{OLD} 1"
@@ -214,7 +216,7 @@ class TestKeptConnections:
             assert self.AGE - SLACK < monotonic() - made < self.AGE + GRACE + SLACK
             assert (await asking.once()) == f"{NEW} 1"
 
-    async def test_what_is_under_way_on_it_is_not_cut(self, name, upstreams, proxy):
+    async def test_what_is_under_way_on_it_is_not_cut(self, name, pair, proxy):
         """A response that began on the old connection ends there, whole, after others have left it."""
         async with await Downstream.connect(proxy.port) as slow, await Downstream.connect(proxy.port) as downstream:
             asking = Asking(downstream)
@@ -226,12 +228,12 @@ class TestKeptConnections:
             await asking.until(NEW, self.AGE + GRACE)
             while monotonic() - begun < self.AGE + SLACK:
                 assert (await asking.once()).startswith(NEW)
-            upstreams.gate.set()
+            pair.gate.set()
             assert await slow.read_body() == b"half"
             # Its connection is too old now.
             assert (await Asking(slow).once()).startswith(NEW)
 
-    async def test_without_a_change_it_is_only_made_anew(self, name, upstreams, proxy):
+    async def test_without_a_change_it_is_only_made_anew(self, name, pair, proxy):
         async with await Downstream.connect(proxy.port) as downstream:
             asking = Asking(downstream)
             deadline = monotonic() + self.AGE + GRACE + SLACK
@@ -240,3 +242,64 @@ class TestKeptConnections:
                 said.add(await asking.once())
                 assert monotonic() < deadline, "the connection was not made anew"
             assert said == {f"{OLD} 1", f"{OLD} 2"}
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[list[str]]:
+    """Yield the command whose program has a name server that hears every question and answers none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        # Others on this machine may do the same.
+        address = f"127.{random.randrange(1, 255)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+        try:
+            server.bind((address, 53))
+        except OSError as error:
+            pytest.skip(f"port 53, for a name server of our own: {error}")
+        resolver = tmp_path / "resolv.conf"
+        resolver.write_text(f"nameserver {address}\noptions timeout:1 attempts:2\n")
+        yield showing(resolver, "/etc/resolv.conf")
+
+
+class TestANameServerThatSaysNothing:
+    """FA-16: it costs who asks for its names a 504 at connect_timeout, and nobody else anything."""
+
+    # Far more than the threads that look names up.
+    MANY = 40
+
+    @pytest.mark.parametrize("upgrade", [False, True], ids=["request", "handshake"])
+    @pytest.mark.parametrize(
+        "flags",
+        [["--loop", "asyncio"], ["--loop", "uvloop"], ["--loop", "asyncio", "--client", "simple"]],
+        ids=["curl", "curl, uvloop", "simple"],
+    )
+    async def test_costs_nobody_else_anything(self, silent, echo, flags, upgrade):
+        if "uvloop" in flags:
+            pytest.importorskip("uvloop")
+        mounts = ["--to", "http://nobody.test", "--mount", f"/good={echo.url}"]
+        fields = [("Connection", "upgrade"), ("Upgrade", "websocket")] if upgrade else []
+        fields += (
+            [("Sec-WebSocket-Key", "eHh4eHh4eHh4eHh4eHh4eA=="), ("Sec-WebSocket-Version", "13")] if upgrade else []
+        )
+        async with started(*mounts, "--connect-timeout", "1", *flags, under=silent) as proxy:
+            asked = monotonic()
+            lost = [await Downstream.connect(proxy.port) for _ in range(self.MANY)]
+            for downstream in lost:
+                await downstream.request("GET", "/x", fields)
+            took = []
+            while monotonic() - asked < 0.9:
+                async with await Downstream.connect(proxy.port) as good:
+                    started_at = monotonic()
+                    assert (await good.exchange("GET", "/good/x")).status == 200
+                    took.append(monotonic() - started_at)
+            assert sorted(took)[len(took) // 2] < 0.05
+            assert max(took) < 0.5
+            for downstream in lost:
+                assert (await downstream.read_response()).status == 504
+                downstream.close()
+            assert 1 <= monotonic() - asked < 1 + GRACE
+            # Whoever still looks for an answer does not keep the program from ending.
+            proxy.signal()
+            assert await asyncio.to_thread(proxy.wait, 5) == 0
+            # What is wrong is said of each request, and of nothing else.
+            lines = proxy.output.splitlines()[1:]
+            assert len(lines) == self.MANY
+            assert all("WARNING tornado_proxy" in line for line in lines)
