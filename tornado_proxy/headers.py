@@ -118,6 +118,7 @@ _DIGESTS = ("Content-Md5", "Digest", "Content-Digest", "Repr-Digest")
 
 _COMMENT_PARTS = re.compile(r"\\.?|[()]|[^()\\]+", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NEITHER_LETTER_NOR_HYPHEN = re.compile(r"[^0-9A-Za-z-]")
 _URL_REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.\-]*):)?//([^/?#]*)([^?#]*)(.*)", re.DOTALL)
 _PATH_REFERENCE = re.compile(r"(/[^?#]*)(.*)", re.DOTALL)
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@\\\s]+))(?::([0-9]{0,5}))?")
@@ -144,6 +145,27 @@ class Spelling(dict[str, str]):
 
 
 _spelling_upstream = Spelling()
+
+# From whom a field goes upstream.
+_FROM_ANYONE, _FROM_TRUSTED, _FROM_NOBODY = range(3)
+
+
+class _Passing(dict[str, int]):
+    """From whom the field of a name goes upstream. The first are remembered, as by :class:`Spelling`."""
+
+    def __missing__(self, name: str) -> int:
+        plain = _read_by_cgi(name)
+        if plain != name and (plain in HOP_BY_HOP or plain in _NOT_FORWARDED):
+            # Such as Transfer_Encoding, which would be taken for the framing.
+            passing = _FROM_NOBODY
+        else:
+            passing = _FROM_TRUSTED if is_forwarding_field(plain) else _FROM_ANYONE
+        if len(self) < _MOST_NAMES and len(name) <= _LONGEST_NAME:
+            self[name] = passing
+        return passing
+
+
+_passing = _Passing()
 
 
 class UpstreamBase(Protocol):
@@ -231,13 +253,12 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     field that names a client, scheme or path is dropped, because anyone can write it.
     """
     unwanted = _unwanted(nominated(inbound), _NOT_FORWARDED)
+    limit = _FROM_TRUSTED if trusted else _FROM_ANYONE
     return made_of(
         {
             name: lines.copy()
             for name, lines in inbound._as_list.items()
-            if name not in unwanted
-            and (trusted or not (name in _FORWARDING or name.startswith("X-Forwarded-")))
-            and ("_" not in name or not (_is_alias(name) or (not trusted and is_forwarding_field(name))))
+            if name not in unwanted and _passing[name] <= limit
         }
     )
 
@@ -245,10 +266,9 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
 def is_forwarding_field(name: str) -> bool:
     """True when ``name`` says who the client is or what it asked for: Forwarded, X-Forwarded-*, X-Real-IP and so on.
 
-    ``X_Real_IP`` counts as well: CGI and WSGI upstreams cannot tell it from ``X-Real-IP``.
+    ``X_Real_IP`` counts as well: CGI and WSGI upstreams cannot tell it from ``X-Real-IP``, and some not ``X.Real.IP``.
     """
-    if "_" in name:
-        name = spelled(name.replace("_", "-"))
+    name = _read_by_cgi(name)
     return name in _FORWARDING or name.startswith("X-Forwarded-")
 
 
@@ -483,13 +503,13 @@ def _union(named: frozenset[str], drop: frozenset[str]) -> frozenset[str]:
     return HOP_BY_HOP | named | drop
 
 
-def _is_alias(name: str) -> bool:
-    """True when ``name`` is that of a field which stops here, but for an underscore, such as ``Transfer_Encoding``.
+def _read_by_cgi(name: str) -> str:
+    """Return the name that CGI and WSGI upstreams cannot tell from ``name``.
 
-    CGI and WSGI upstreams cannot tell the two, and so could take it for the framing.
+    In their variables a hyphen becomes an underscore (RFC 3875 section 4.1.18), and in some servers so does every other
+    character that is neither letter nor digit.
     """
-    name = spelled(name.replace("_", "-"))
-    return name in HOP_BY_HOP or name in _NOT_FORWARDED
+    return spelled(_NEITHER_LETTER_NOR_HYPHEN.sub("-", name))
 
 
 def _put(headers: HTTPHeaders, name: str, value: str) -> None:

@@ -35,6 +35,7 @@ FAMILY = [
     "X-Forwarded-Server", "X-Forwarded-Ssl", "X-Forwarded-Scheme", "X-Forwarded-Anything-At-All", "X-Real-IP",
     "X-Scheme", "X-Client-IP", "True-Client-IP", "X-Original-URL", "X-Original-Host", "X-Rewrite-URL",
     "Front-End-Https", "X_Forwarded_For", "X-Forwarded_For", "x_real_ip", "X_ORIGINAL_URL", "True_Client-IP",
+    "X.Forwarded.For", "X!Real~IP",
 ]  # fmt: skip
 
 
@@ -145,13 +146,23 @@ class TestRequestHeaders:
     def test_keeps_it_from_a_trusted_proxy(self, name: str) -> None:
         assert name in h.request_headers(make((name, "1.2.3.4")), trusted=True)
 
-    @pytest.mark.parametrize("name", ["Transfer_Encoding", "CONTENT_LENGTH", "Proxy_Authorization", "Keep_alive"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "Transfer_Encoding",
+            "CONTENT_LENGTH",
+            "Proxy_Authorization",
+            "Keep_alive",
+            "Content.Length",
+            "Proxy*Connection",
+        ],
+    )
     @pytest.mark.parametrize("trusted", [True, False])
     def test_drops_what_cgi_takes_for_a_field_that_stops_here(self, name: str, trusted: bool) -> None:
         assert list(h.request_headers(make((name, "x"), ("X_Custom", "y")), trusted=trusted)) == ["X_custom"]
 
     @pytest.mark.parametrize(
-        "name", ["X-Forward", "X-Api-Key", "X_Custom", "Scheme", "X-Real", "Client-Id", "User-Agent"]
+        "name", ["X-Forward", "X-Api-Key", "X_Custom", "X.Custom", "Scheme", "X-Real", "Client-Id", "User-Agent"]
     )
     def test_keeps_other_fields_of_a_stranger(self, name: str) -> None:
         assert name in h.request_headers(make((name, "x")), trusted=False)
