@@ -49,7 +49,7 @@ class ServerConnection(Protocol):
         """Deliver what has arrived of the body now, where that is possible: who takes it is prepared."""
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
-        """Send a 1xx response before the final one."""
+        """Send a 1xx response before the final one; ``reason`` is sent in UTF-8."""
 
     def is_closed(self) -> bool:
         """Return whether the connection is known to have ended."""
@@ -120,8 +120,9 @@ class TornadoConnection:
         stream = self._connection.stream
         if stream is None or stream.closed():
             return
-        lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers.get_all()), "", ""]
-        stream.write("\r\n".join(lines).encode("latin-1"))
+        fields = "".join([f"{name}: {value}\r\n" for name, value in headers.get_all()])
+        # As Tornado writes a final head: its start line in UTF-8.
+        stream.write(f"HTTP/1.1 {status} {reason}\r\n".encode() + fields.encode("latin-1") + b"\r\n")
 
     def is_closed(self) -> bool:
         return self._connection.stream is None or self._connection.stream.closed()

@@ -40,6 +40,17 @@ _RETRY_AFTER = "1"
 _REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
 
 
+def _as_it_came(reason: str) -> str:
+    """Return what makes the bytes of ``reason``, one for each character, when a server writes it, which is in UTF-8."""
+    if reason.isascii():
+        return reason
+    try:
+        return reason.encode("latin-1").decode()
+    except UnicodeError:
+        # Nothing would; but then it is Latin-1 to whoever reads it, or a hook's.
+        return reason
+
+
 class HandlerDownstream:
     """The downstream of one exchange; see `downstream.Downstream`. ``defaults`` is whose hooks are not the user's."""
 
@@ -205,7 +216,7 @@ class HandlerDownstream:
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         # RFC 9110 section 15.2: never to a client of HTTP/1.0.
         if self.request.version != "HTTP/1.0":
-            self._connection.send_interim(status, reason, headers)
+            self._connection.send_interim(status, _as_it_came(reason), headers)
 
     def send_own_answer(self) -> None:
         methods = set(self._options.methods)
@@ -221,7 +232,7 @@ class HandlerDownstream:
         handler = self.handler
         handler._status_code = response.status
         # Not set_status: it puts "Unknown" for a reason with "<" in it. This one was checked, and is not HTML here.
-        handler._reason = response.reason
+        handler._reason = reason = _as_it_came(response.reason)
         handler._headers = headers = self._merged(response.headers, mode)
         fields = lines_of(headers)
         if "Content-Length" not in fields and self.request.version != "HTTP/1.1":
@@ -245,7 +256,7 @@ class HandlerDownstream:
         # What is left of flush() without these.
         handler._write_buffer = []
         handler._headers_written = True
-        start_line = ResponseStartLine("", response.status, response.reason)
+        start_line = ResponseStartLine("", response.status, reason)
         flushed = handler.request.connection.write_headers(start_line, headers, chunk)
         return flushed
 

@@ -23,6 +23,38 @@ async def forward(proxy, upstream, response, *, method="GET", handler_class=Prox
     return await downstream.read_response()
 
 
+class TestReason:
+    """RFC 9112 section 4: for people, in whatever encoding they read."""
+
+    @MODES
+    @pytest.mark.parametrize(
+        ("sent", "seen"),
+        [
+            (b"", b""),
+            ("Schon g\u00fcltig \u2192".encode(), "Schon g\u00fcltig \u2192".encode()),
+            (b"<b>", b"<b>"),
+            # Both servers write UTF-8; the letters are kept, not the bytes.
+            (b"Sch\xf6n", "Sch\u00f6n".encode()),
+        ],
+        ids=["none", "UTF-8", "HTML", "Latin-1"],
+    )
+    async def test_passes(self, proxy, upstream, mode, sent, seen):
+        head = b"HTTP/1.1 200 " + sent + b"\r\nContent-Length: 2\r\n\r\n"
+        response = await forward(proxy, upstream, head + b"ok", response_mode=mode)
+        assert response.raw.startswith(b"HTTP/1.1 200 " + seen + b"\r\n")
+        assert response.body == b"ok"
+
+    async def test_of_an_interim_response_passes(self, proxy, upstream):
+        said = "HTTP/1.1 103 Fr\u00fche Hinweise\r\n".encode()
+        running = await proxy(upstream.url)
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send(said + b"Link: </a>\r\n\r\n")
+        assert (await downstream.read_head()).raw.startswith(said)
+        await conn.respond(200, body=b"ok")
+        assert (await downstream.read_response()).body == b"ok"
+
+
 class TestBufferedResponse:
     """Behaviour 25: status, headers and body pass, and a buffered response can be changed before it is sent."""
 

@@ -183,7 +183,6 @@ class TestAmbiguousFraming:
         response = await downstream.read_response()
         assert (response.status, response.body, response.complete) == (200, b"hello", True)
         assert len(response.all("Content-Length") + response.all("Transfer-Encoding")) == 1
-        # What spoke so is not asked again (RFC 9112 section 6.1).
 
     async def test_chunked_twice_is_a_502(self, proxy, upstream, expect_log):
         expect_log("upstream")

@@ -18,7 +18,7 @@ NEEDS = [
     ("test_in_an_upload_that_the_upstream_reads|test_in_a_full_duplex_exchange", "early_response"),
     ("test_the_response_may_come_before_the_request_is_complete", "early_response"),
     ("test_expect.py|TestExpectations", "expect_continue"),
-    ("TestInterimResponses", "interim"),
+    ("TestInterimResponses|test_of_an_interim_response", "interim"),
     ("TestTrailersOverHTTP2", "trailers"),
     ("TestRequestTrailers|TestSmuggling", "request_trailers"),
     ("test_the_head_byte_for_byte", "eight_bit_target"),

@@ -120,7 +120,9 @@ class AiohttpClient(TaskClient):
                 raise ValueError(f"answered with status {response.status}")
             version = response.version
             spelled = "HTTP/1.1" if version is None else f"HTTP/{version.major}.{version.minor}"
-            transfer.begin(response.status, response.reason or "", headers, spelled)
+            # Of bytes that are no UTF-8 aiohttp makes surrogates.
+            reason = (response.reason or "").encode("utf-8", "surrogateescape").decode("latin-1")
+            transfer.begin(response.status, reason, headers, spelled)
             while chunk := await gate.read(response.content):
                 await transfer.write(chunk)
             # A body that the connection ends is complete to aiohttp however it ended.
