@@ -21,6 +21,7 @@ from tests.support.memory import bytes_held
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import chunk
+from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.draining import active_exchanges
 
 MIB = 1024 * 1024
@@ -165,15 +166,19 @@ class TestNobodyReads:
         await until(lambda: all(sender.stalled() for _, sender in pairs), "all senders were held back", 10)
         most = proxy.rss()
         assert most - rss < 64 * MIB
-        # Others do not notice.
-        async with await Downstream.connect(proxy.port) as other:
-            started = monotonic()
-            await other.request("GET", "/other")
-            conn, _ = await upstream.request()
-            await conn.respond(200, [("Connection", "close")], b"other")
-            assert (await other.read_response()).body == b"other"
-            assert monotonic() - started < 0.5
-            conn.close()
+        # Others do not notice. Most of them: the machine may have something else to do.
+        took = []
+        for _ in range(9):
+            async with await Downstream.connect(proxy.port) as other:
+                started = monotonic()
+                await other.request("GET", "/other")
+                conn, _ = await upstream.request()
+                await conn.respond(200, [("Connection", "close")], b"other")
+                assert (await other.read_response()).body == b"other"
+                took.append(monotonic() - started)
+                conn.close()
+        assert max(took) < 0.5
+        assert sorted(took)[len(took) // 2] < 0.05
         # They leave: what they held is given back.
         for _, sender in pairs:
             await sender.stop()
@@ -232,7 +237,7 @@ class TestBytesHeld:
 
 
 class TestSlowReader:
-    """BP-02, BP-05, BP-12: what a slow reader reads in the end is equal, however often it made the sender wait."""
+    """BP-02, BP-05: what a slow reader reads in the end is equal, however often it made the sender wait."""
 
     async def test_a_download_that_pauses_often_arrives_equal(self, served):
         upstream, proxy = served
@@ -283,6 +288,30 @@ class TestSlowReader:
         assert (await downstream.read_response()).status == 204
         downstream.close()
 
+    async def test_an_upload_goes_as_fast_as_it_is_read(self, served):
+        """BP-05: the sender is never further ahead than buffers are large, and memory does not grow."""
+        upstream, proxy = served
+        await warm_up(upstream, proxy)
+        downstream = await Downstream.connect(proxy.port)
+        await downstream.send(upload_head("length"))
+        conn = await upstream.accept()
+        await conn.read_head()
+        sender = Sender(downstream.sock, "length")
+        await until(sender.stalled, "the sender was held back")
+        rss, ahead, received = proxy.rss(), sender.sent, 0
+        for _ in range(32):
+            # A quarter of a megabyte, and then time to send more than that.
+            await conn.read_exactly(MIB // 4)
+            received += MIB // 4
+            await asyncio.sleep(0.02)
+            assert sender.sent - received < HELD + KERNEL
+            assert proxy.rss() - rss < 4 * MIB
+        # Nor does it fall behind; the kernel may have made its buffers larger meanwhile, never smaller.
+        await until(sender.stalled, "the sender was held back")
+        assert sender.sent - received > ahead - HELD
+        await sender.stop()
+        downstream.close()
+
     async def test_after_a_long_stall_the_rest_arrives(self, served):
         upstream, proxy = served
         downstream = await Downstream.connect(proxy.port, receive_buffer=262_144)
@@ -303,6 +332,47 @@ class TestSlowReader:
         await sending
         assert digest.digest() == hashlib.sha256(body).digest()
         downstream.close()
+
+
+class TestAThousandPauses:
+    """BP-12: libcurl is paused and resumed again and again, and no wake-up is lost."""
+
+    async def test_every_byte_arrives(self, proxy, upstream, monkeypatch):
+        pauses = 0
+        resume = Transfer.resume_receiving
+
+        def counted(transfer: Transfer) -> None:
+            nonlocal pauses
+            pauses += transfer._recv_paused
+            resume(transfer)
+
+        monkeypatch.setattr(Transfer, "resume_receiving", counted)
+        running = await proxy(upstream.url, client="curl", buffer_size=16 * 1024)
+        downstream = await running.connect(receive_buffer=16 * 1024)
+        await downstream.request("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.send_head(200, [("Transfer-Encoding", "chunked")])
+        # Whoever sends or reads less than there is room for would never make the other wait.
+        block = os.urandom(MIB)
+        sent = hashlib.sha256()
+        enough = asyncio.Event()
+
+        async def send() -> None:
+            while not enough.is_set():
+                sent.update(block)
+                await conn.send_chunk(block)
+            await conn.send_chunk(b"")
+
+        sending = asyncio.ensure_future(send())
+        await downstream.read_head()
+        seen = hashlib.sha256()
+        while data := await downstream.read_chunk():
+            seen.update(data)
+            if pauses >= 1000:
+                enough.set()
+        await sending
+        assert seen.digest() == sent.digest()
+        assert pauses >= 1000
 
 
 class TestLargeBodies:
