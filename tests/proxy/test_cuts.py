@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from time import monotonic
+
 import pytest
 
+from tests.proxy.test_cancel import until
+from tests.support.process import free_port
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import LAST_CHUNK, chunk
+from tornado_proxy import draining
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 HEAD = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n"
@@ -140,6 +147,57 @@ class TestAnUpstreamThatComesBack:
             assert (await downstream.exchange("GET", "/x")).status == 200
             assert (await downstream.exchange("POST", "/x", body=b"x")).status == 200
 
+    async def test_under_load(self, proxy, expect_log):
+        """Whatever was under way is a 502 or visibly cut, and within a second of its return nothing fails any more."""
+        expect_log("upstream")
+        up_again = 0.0
+        late: list[int] = []
+        seen: Counter[int] = Counter()
+        running = await proxy(f"http://127.0.0.1:{(port := free_port())}")
+        ended = False
+
+        async def client(number: int) -> None:
+            downstream = await running.connect()
+            while not ended:
+                method = "POST" if number % 2 else "GET"
+                asked = monotonic()
+                response = await downstream.exchange(method, "/x", body=b"x" * 10 if number % 2 else None)
+                assert response.status in (200, 502)
+                seen[response.status if response.complete else 0] += 1
+                if up_again and asked > up_again + 1 and (response.status != 200 or not response.complete):
+                    late.append(response.status)
+                if not response.complete:
+                    downstream = await running.connect()
+                # Some 200 requests a second, all clients together.
+                await asyncio.sleep(0.05)
+
+        async with asyncio.TaskGroup() as group:
+            async with ScriptedUpstream(port=port) as first:
+                first.serve(served_slowly)
+                for number in range(10):
+                    group.create_task(client(number))
+                await until(lambda: seen[200] > 30, "some load")
+            assert not seen[502]
+            await until(lambda: seen[502] > 30, "some load while it was down")
+            async with ScriptedUpstream(port=port) as second:
+                second.serve(served_slowly)
+                up_again = monotonic()
+                served_before = seen[200]
+                await until(lambda: seen[200] > served_before + 30, "some load after its return")
+                assert monotonic() - up_again < 1
+                await asyncio.sleep(max(0, up_again + 1.5 - monotonic()))
+                ended = True
+                await until(lambda: draining.active_exchanges() == 0, "all were answered")
+        assert not late
+
 
 async def served(conn, request) -> None:
     await conn.respond(200, body=b"served")
+
+
+async def served_slowly(conn, request) -> None:
+    """Answer in two pieces, so that there is something to cut off."""
+    await conn.send_head(200, [("Content-Length", "6")])
+    await conn.send(b"ser")
+    await asyncio.sleep(0.01)
+    await conn.send(b"ved")

@@ -9,6 +9,7 @@ import io
 import json
 import os
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -48,28 +49,33 @@ class TestTinyChunks:
             conn = await upstream.accept()
             await conn.read_head()
             source, sink = downstream, conn
-        slowest = 0.0
         sending = asyncio.ensure_future(source.send(pieces))
         reading = asyncio.ensure_future(read_raw_chunked(sink))
-        others = 0
-        while not reading.done():
-            # Another client, meanwhile; it is the proxy that it waits for, not the test.
-            asked = monotonic()
-            async with await Downstream.connect(proxy.port) as other:
-                await other.send(b"CONNECT / HTTP/1.1\r\nHost: h\r\n\r\n")
-                await other.read_head()
-            slowest = max(slowest, monotonic() - asked)
-            others += 1
-            await asyncio.sleep(0.01)
+        others = await others_meanwhile(proxy.port, reading)
         await sending
         assert await reading == body
         elapsed = monotonic() - started
         used = proxy.cpu() - used
-        print(f"{direction} {count}: {elapsed:.2f} s, proxy cpu {used:.2f} s, others {slowest * 1000:.0f} ms")
+        print(f"{direction} {count}: {elapsed:.2f} s, proxy cpu {used:.2f} s, others {others[-1] * 1000:.0f} ms")
+        assert used < 5
         assert elapsed < 15
-        assert slowest < 1.0
-        assert others
+        assert others[-1] < 1.0
+        # Most of them; the machine may have something else to do. That much is asked of ST-05 only.
+        assert count > 10_000 or others[len(others) // 2] < 0.1
         downstream.close()
+
+
+async def others_meanwhile(port: int, working: asyncio.Future[Any]) -> list[float]:
+    """Return, sorted, how long other clients waited for answers of the proxy's own until ``working`` was done."""
+    took = []
+    while not took or not working.done():
+        asked = monotonic()
+        async with await Downstream.connect(port) as other:
+            await other.send(b"CONNECT / HTTP/1.1\r\nHost: h\r\n\r\n")
+            await other.read_head()
+        took.append(monotonic() - asked)
+        await asyncio.sleep(0.01)
+    return sorted(took)
 
 
 async def read_raw_chunked(wire) -> bytes:

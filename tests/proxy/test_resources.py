@@ -56,7 +56,7 @@ class TestNoDescriptorsLeft:
             for client in clients:
                 client.close()
         assert await is_served(proxy) < 5
-        assert share < 0.3
+        assert share < 0.2
         assert said < 20_000
 
     async def test_it_comes_back(self, served):
@@ -113,13 +113,15 @@ class TestIdleConnections:
                 clients.append(client)
                 assert (await client.exchange("GET", "/x")).status == 200
             each = (proxy.rss() - rss) / count
-            slowest = max([await is_served(proxy) for _ in range(20)])
+            took = sorted([await is_served(proxy) for _ in range(20)])
             used = proxy.cpu()
             await asyncio.sleep(0.5)
             idle_cpu = (proxy.cpu() - used) / 0.5
-            print(f"{count} idle: {each / KIB:.1f} KiB each, others {slowest * 1000:.1f} ms, cpu {idle_cpu:.1%}")
-            assert each <= 60 * KIB
-            assert slowest < 0.5
+            print(f"{count} idle: {each / KIB:.1f} KiB each, others {took[10] * 1000:.1f} ms, cpu {idle_cpu:.1%}")
+            assert each <= 30 * KIB
+            assert took[-1] < 0.5
+            # Most of them; the machine may have something else to do.
+            assert took[10] < 0.05
             assert idle_cpu < 0.2
             # They still work.
             for client in clients[:: count // 10]:

@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from tests.proxy.test_odd_bodies import others_meanwhile
 from tests.support.wire import LAST_CHUNK, chunk
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -325,8 +326,12 @@ class TestTrailers:
                 await conn.send(b"0\r\n" + b"X-Trailer: 1234567890\r\n" * 45_000 + b"\r\n")
 
         sending = asyncio.ensure_future(send())
-        response = await downstream.read_response()
+        reading = asyncio.ensure_future(downstream.read_response())
+        others = await others_meanwhile(running.port, reading)
+        response = await reading
         await sending
+        assert others[-1] < 1.0
+        assert others[len(others) // 2] < 0.1
         # Taken or refused, but in neither case merged, and a refusal shows.
         assert response.body == b"hello"
         assert not response.has("X-Trailer")
