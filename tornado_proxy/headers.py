@@ -18,9 +18,6 @@ from tornado.httputil import HTTPHeaders
 # RFC 9110 section 5.6.2.
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
-# The lines of a head below its first, each with its end; RFC 9112 section 2.2 lets a recipient take a bare LF for one.
-_FIELD_LINES = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r?\n)*")
-
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # RFC 9110 section 7.6.1, and the Proxy-* fields (section 11.7), which are for us and not for the upstream.
@@ -73,6 +70,11 @@ _FORWARDING = frozenset(
         "X-Rewrite-Url",
         "X-Scheme",
     }
+)
+
+# What we say ourselves.
+_X_FORWARDED = frozenset(
+    {"X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix"}
 )
 
 # Fields for all recipients. RFC 9110 section 7.6.1 forbids to nominate them, and honouring it would let a client strip
@@ -144,8 +146,6 @@ class Spelling(dict[str, str]):
         return proper
 
 
-_spelling_upstream = Spelling()
-
 # From whom a field goes upstream.
 _FROM_ANYONE, _FROM_TRUSTED, _FROM_NOBODY = range(3)
 
@@ -213,27 +213,6 @@ def nominated(headers: HTTPHeaders) -> frozenset[str]:
         return _NOTHING
     value = lines[0] if len(lines) == 1 else ",".join(lines)
     return _nominated_by(value) if len(value) <= _REMEMBERED else _names_in(value)
-
-
-def parse_fields(lines: list[bytes]) -> HTTPHeaders:
-    """Return the fields of a head that a client received, each line with its end. Raises ``ValueError``.
-
-    RFC 9112 section 5. One regex looks at all lines at once; ``HTTPHeaders.add`` would take two for each.
-    """
-    block = b"".join(lines)
-    if not _FIELD_LINES.fullmatch(block):
-        raise ValueError("a header line is malformed")
-    values: dict[str, list[str]] = {}
-    # Not splitlines(), which knows more ends of a line than HTTP does.
-    spelling = _spelling_upstream
-    for line in block.decode("latin-1").split("\n")[:-1]:
-        name, _, value = line.partition(":")
-        name = spelling[name]
-        if name in values:
-            values[name].append(value.strip(" \t\r"))
-        else:
-            values[name] = [value.strip(" \t\r")]
-    return made_of(values)
 
 
 def remove_hop_by_hop(headers: HTTPHeaders, drop: frozenset[str] = _NOTHING) -> None:
@@ -319,13 +298,21 @@ def add_x_forwarded(headers: HTTPHeaders, forwarding: Forwarding, trusted: bool)
     stands nearer to the client. From anyone else all five are replaced, or removed where we have nothing to say.
     """
     client, scheme, host, port, prefix = forwarding
+    fields = headers._as_list
     if trusted:
         client = ", ".join([*(line for line in headers.get_list("X-Forwarded-For") if line), client])
+    elif not _X_FORWARDED.isdisjoint(fields):
+        for name in _X_FORWARDED & fields.keys():
+            del headers[name]
     _put(headers, "X-Forwarded-For", client)
-    _say(headers, "X-Forwarded-Proto", scheme, keep=trusted)
-    _say(headers, "X-Forwarded-Host", host, keep=trusted)
-    _say(headers, "X-Forwarded-Port", None if port is None else str(port), keep=trusted)
-    _say(headers, "X-Forwarded-Prefix", prefix, keep=trusted)
+    for name, value in (
+        ("X-Forwarded-Proto", scheme),
+        ("X-Forwarded-Host", host),
+        ("X-Forwarded-Port", None if port is None else str(port)),
+        ("X-Forwarded-Prefix", prefix),
+    ):
+        if value is not None and name not in fields:
+            fields[name] = [value]
 
 
 def add_forwarded(headers: HTTPHeaders, forwarding: Forwarding, trusted: bool) -> None:
@@ -343,7 +330,7 @@ def add_via(headers: HTTPHeaders, version: str, pseudonym: str) -> None:
 
     ``version`` is that of the message received, such as ``"HTTP/1.1"``; the protocol's name may be left out.
     """
-    member = f"{version.removeprefix('HTTP/')} {pseudonym}"
+    member = _via_member(version, pseudonym)
     if "Via" in headers._as_list:
         # One line (RFC 9110 section 5.3).
         member = ", ".join([*(line for line in headers.get_list("Via") if line), member])
@@ -481,6 +468,11 @@ def rewrite_set_cookie(
 
 
 @lru_cache(maxsize=64)
+def _via_member(version: str, pseudonym: str) -> str:
+    return f"{version.removeprefix('HTTP/')} {pseudonym}"
+
+
+@lru_cache(maxsize=64)
 def _nominated_by(value: str) -> frozenset[str]:
     return _names_in(value)
 
@@ -516,17 +508,6 @@ def _put(headers: HTTPHeaders, name: str, value: str) -> None:
     """Set a field, by its name in the spelling of ``HTTPHeaders``."""
     headers._as_list[name] = [value]
     headers._combined_cache[name] = value
-
-
-def _say(headers: HTTPHeaders, name: str, value: str | None, *, keep: bool) -> None:
-    """Set ``name``, or remove it for ``None``; with ``keep``, only when it is not there."""
-    if name in headers._as_list:
-        if keep:
-            return
-        if value is None:
-            del headers[name]
-    if value is not None:
-        _put(headers, name, value)
 
 
 def _node(client: str) -> str:

@@ -6,12 +6,12 @@ import re
 
 from tornado.httputil import HTTPHeaders
 
+from tornado_proxy.fieldlines import parse_fields
 from tornado_proxy.headers import (
     HOP_BY_HOP,
     NOT_IN_TRAILERS,
     TOKEN,
     is_forwarding_field,
-    parse_fields,
     remove_hop_by_hop,
     spelled,
 )

@@ -94,44 +94,6 @@ class TestRemoveHopByHop:
         assert pairs(cleaned(make(*fields))) == fields
 
 
-def parsed(*lines: bytes) -> list[tuple[str, str]]:
-    return pairs(h.parse_fields(list(lines)))
-
-
-class TestParseFields:
-    def test_keeps_order_repetition_and_bytes(self) -> None:
-        lines = (b"Set-Cookie: a=1\r\n", b"X:\r\n", b"set-cookie:  b=2 \t\r\n", b"Y: \xe9:\x85 z\n")
-        assert parsed(*lines) == [("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("X", ""), ("Y", "\xe9:\x85 z")]
-
-    def test_takes_a_head_without_fields(self) -> None:
-        assert parsed() == []
-
-    @pytest.mark.parametrize(
-        "line",
-        [b"no colon\r\n", b": x\r\n", b"a b: x\r\n", b"a : x\r\n", b" a: x\r\n", b"a: \x00\r\n", b"a: b\rc\r\n",
-         b"a: \x7f\r\n", b"\xe9: x\r\n", b"a: x", b"\r\n"],
-    )  # fmt: skip
-    def test_refuses_what_is_no_field(self, line: bytes) -> None:
-        with pytest.raises(ValueError, match="malformed"):
-            parsed(b"A: 1\r\n", line)
-
-    def test_makes_what_add_would_make(self) -> None:
-        lines = [("Set-Cookie", "a"), ("x-y", "1, 2"), ("SET-COOKIE", "b"), ("ETag", '"1"')]
-        added, parsed = make(*lines), h.parse_fields([f"{name}: {value}\r\n".encode() for name, value in lines])
-        assert vars(parsed).keys() == vars(added).keys()
-        assert pairs(parsed) == pairs(added)
-        for headers in (added, parsed):
-            headers.add("Set-Cookie", "c")
-            headers["X-Y"] = "3"
-            del headers["Etag"]
-        assert pairs(parsed) == pairs(added)
-        assert parsed == added
-        assert parsed["set-cookie"] == "a,b,c"
-
-    def test_is_quick_with_the_largest_head(self) -> None:
-        assert len(parsed(*[b"a:" + b" " * 50 + b"\r\n"] * 5000)) == 5000
-
-
 class TestRequestHeaders:
     @pytest.mark.parametrize("name", ["Host", "Content-Length", "Expect", "Proxy", "Connection", "TE", "Upgrade"])
     @pytest.mark.parametrize("trusted", [True, False])

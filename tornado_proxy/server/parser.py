@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.errors import BadRequest, BodyTooLarge
+from tornado_proxy.fieldlines import FieldLines
 from tornado_proxy.framing import NO_BODY, Framing, request_framing
-from tornado_proxy.headers import Spelling, lines_of, made_of
+from tornado_proxy.headers import lines_of
 
 # RFC 9110 sections 5.6.2 and 5.5. Possessive ("++"), so that a head of 64 KB costs one pass even where it is bad.
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
@@ -27,8 +28,8 @@ _FIELD = rf"{_NAME}:{_VALUE}"
 # RFC 9112 section 3: one space each. What the target may look like is for the application: here no space, no CTL.
 _REQUEST = rf"({_TOKEN}) ([\x21-\x7e\x80-\xff]++) "
 
-# The whole head but its last CR LF CR LF. Obs-fold, a bare CR or LF, NUL, and space before a colon do not match.
-_HEAD = re.compile(rf"{_REQUEST}(HTTP/1\.[01])((?:\r\n{_FIELD})*+)")
+# Obs-fold, a bare CR or LF, NUL, and space before a colon do not match.
+_FIELD_LINE = re.compile(rf"({_NAME}):({_VALUE})")
 _REQUEST_LINE = re.compile(rf"{_REQUEST}(HTTP/[0-9]\.[0-9])")
 _TRAILER = re.compile(_FIELD.encode("latin-1"))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -46,9 +47,18 @@ _MAX_OVERHEAD = 16 * 1024
 MAX_TRAILERS = 100
 MAX_TRAILERS_SIZE = _MAX_OVERHEAD
 
+_VERSIONS = ("HTTP/1.0", "HTTP/1.1")
 _NO_OPTIONS: frozenset[str] = frozenset()
 
-_spelling = Spelling()
+
+def _read_field(line: str) -> tuple[str, str]:
+    match = _FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise BadRequest("malformed head")
+    return match[1], match[2]
+
+
+_of_clients = FieldLines(_read_field)
 
 
 @dataclass(slots=True)
@@ -68,11 +78,17 @@ class RequestHead:
 
 def parse_head(data: str) -> RequestHead:
     """Read a head, without the empty line at its end, decoded as latin-1. Raises ``BadRequest`` with its status."""
-    match = _HEAD.fullmatch(data)
+    line, *lines = data.split("\r\n")
+    match = _REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise _verdict(data)
-    method, target, version, lines = match.groups()
-    headers = _headers(lines)
+        raise BadRequest("malformed head")
+    method, target, version = match.groups()
+    if version not in _VERSIONS:
+        # RFC 9110 section 15.6.6. "PRI * HTTP/2.0" is one of these.
+        error = BadRequest(f"{version} is not spoken here")
+        error.status_code = 505
+        raise error
+    headers = _of_clients.headers(lines)
     fields = lines_of(headers)
     _check_host(version, fields.get("Host"))
 
@@ -235,14 +251,14 @@ class ChunkedBody:
         if end == position:
             self.done = True
             if lines:
-                self.trailers = _headers("".join(lines))
+                self.trailers = _of_clients.headers(lines)
             return 2
         if not _TRAILER.fullmatch(data, position, end):
             raise BadRequest("malformed trailer")
         self._overhead += end - position
         if self._overhead > MAX_TRAILERS_SIZE or len(lines) == MAX_TRAILERS:
             raise too_many_trailers()
-        lines.append("\r\n" + data[position:end].decode("latin-1"))
+        lines.append(data[position:end].decode("latin-1"))
         return end + 2 - position
 
 
@@ -258,20 +274,6 @@ def body_too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"body of the request is larger than {limit} bytes")
 
 
-def _headers(lines: str) -> HTTPHeaders:
-    """Build the headers from field lines that match the grammar, each after its CR LF."""
-    values: dict[str, list[str]] = {}
-    spelling = _spelling
-    for line in lines.split("\r\n")[1:]:
-        name, _, value = line.partition(":")
-        name = spelling[name]
-        if name in values:
-            values[name].append(value.strip(" \t"))
-        else:
-            values[name] = [value.strip(" \t")]
-    return made_of(values)
-
-
 def _check_host(version: str, hosts: list[str] | None) -> None:
     """RFC 9112 section 3.2: 400 for no Host in HTTP/1.1, for more than one, and for one that cannot be."""
     if not hosts:
@@ -282,13 +284,3 @@ def _check_host(version: str, hosts: list[str] | None) -> None:
     # The port ends up in X-Forwarded-Port, which applications build URLs of.
     if len(hosts) > 1 or match is None or int(match[1] or 0) > 65535:
         raise BadRequest("request has more than one Host, or an invalid one")
-
-
-def _verdict(data: str) -> BadRequest:
-    """Return the refusal of a head that is none."""
-    line = _REQUEST_LINE.fullmatch(data.partition("\r\n")[0])
-    error = BadRequest("malformed head")
-    if line is not None and line[3] not in ("HTTP/1.0", "HTTP/1.1"):
-        # RFC 9110 section 15.6.6. "PRI * HTTP/2.0" is one of these.
-        error.status_code = 505
-    return error

@@ -24,8 +24,9 @@ from tornado_proxy.errors import (
     UpstreamClosed,
     UpstreamError,
 )
+from tornado_proxy.fieldlines import parse_fields
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.headers import lines_of, parse_fields
+from tornado_proxy.headers import lines_of
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.trailers import MAX_LINES, field_lines, trailer_fields
 
