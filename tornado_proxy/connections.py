@@ -15,7 +15,7 @@ import struct
 import sys
 import termios
 from collections.abc import Awaitable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import SSLIOStream, StreamClosedError
@@ -36,7 +36,7 @@ class ServerConnection(Protocol):
 
     @property
     def framing(self) -> Framing | None:
-        """How the request's body is delimited, where its fields do not say: in HTTP/2. ``None`` in HTTP/1.1."""
+        """How the request's body is delimited; ``None`` where nobody has judged that yet."""
 
     @property
     def request_trailers(self) -> HTTPHeaders | None:
@@ -78,7 +78,9 @@ class ServerConnection(Protocol):
 
 def server_connection(connection: Any) -> ServerConnection:
     """Return ``connection`` where it is a :class:`ServerConnection` itself, else Tornado's as one."""
-    return cast(ServerConnection, connection) if hasattr(connection, "begin_body") else TornadoConnection(connection)
+    if hasattr(connection, "begin_body"):
+        return connection  # type: ignore[no-any-return]
+    return TornadoConnection(connection)
 
 
 class TornadoConnection:

@@ -26,11 +26,45 @@ class Hooks(Protocol):
     def on_done(self, outcome: Outcome) -> Any: ...
 
 
+class NoHooks:
+    """The nine hooks where the user has given none; the upstream is still to be chosen."""
+
+    __slots__ = ()
+
+    def rewrite_request(self, request: UpstreamRequest) -> Any:
+        return None
+
+    def filter_request_body(self, chunk: bytes) -> Any:
+        return chunk
+
+    def should_retry(self, error: ProxyError) -> Any:
+        return True
+
+    def handle_status(self, response: UpstreamResponse) -> Any:
+        return None
+
+    def rewrite_response(self, response: UpstreamResponse) -> Any:
+        return None
+
+    def filter_response_body(self, chunk: bytes) -> Any:
+        return chunk
+
+    def handle_error(self, error: ProxyError) -> Any:
+        return None
+
+
 class Downstream(Protocol):
     """The downstream's side of one exchange."""
 
     request: HTTPServerRequest
-    hooks: Hooks
+
+    @property
+    def timed(self) -> bool:
+        """Whether anybody may look at how long what took."""
+
+    @property
+    def hooks(self) -> Hooks:
+        """The user's hooks for this exchange."""
 
     def hooked(self, name: str) -> bool:
         """Whether the hook ``name`` is the user's, by keyword or by a method."""

@@ -48,9 +48,8 @@ from tornado_proxy.errors import (
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import reason_ok, response_may_have_body
 from tornado_proxy.handshake import Switched, check_upgrade, head_bytes, shake_hands
-from tornado_proxy.headers import body_changed, lines_of, max_forwards, remove_range
+from tornado_proxy.headers import body_changed, lines_of, remove_range
 from tornado_proxy.heads import (
-    Inbound,
     check_rewritten,
     check_trailers,
     clean_response,
@@ -60,6 +59,7 @@ from tornado_proxy.heads import (
     takes_trailers,
     upstream_headers,
 )
+from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions, ResponseMode
 from tornado_proxy.timeouts import Watchdog
@@ -93,6 +93,26 @@ class Exchange:
     Nothing raised by a hook, client or connection escapes the cleaning up at the end of :meth:`run`.
     """
 
+    # Most of what is to come to most exchanges never comes, so it costs nothing to begin with.
+
+    # The inbound body on its way up; None when there is none or it was read before.
+    upload: BodyPipe | None = None
+    # Bytes of it that came.
+    _received = 0
+    _task: asyncio.Task[Any] | None = None
+    # Why the exchange was stopped from outside (timeout, downstream gone); set at most once, by stop().
+    _stopped: ProxyError | None = None
+    # Set when the story is over, well or not; stop() does nothing from then on.
+    _ending = False
+    # Set at the commit, step (7): from then on errors can only abort.
+    _committed = False
+    # The downstream, which waited, has been told to send its body.
+    _continued = False
+    # Whether the exchange has become a tunnel, which then lasts.
+    is_tunnel = False
+    _request: UpstreamRequest | None = None
+    _response: UpstreamResponse | None = None
+    _upstream: UpstreamURL | None = None
     # What came behind the inbound body, and may be wanted upstream.
     _trailers: HTTPHeaders | None = None
 
@@ -103,27 +123,10 @@ class Exchange:
         self.client = client
         self.inbound = inbound
         self.outcome = Outcome()
-        # The inbound body on its way up; None when there is none or it was read before.
-        self.upload: BodyPipe | None = None
         if inbound.body is None and (inbound.framing.chunked or inbound.framing.length is not None):
             filtered = downstream.hooked("filter_request_body")
             self.upload = BodyPipe(options.buffer_size, None if filtered else inbound.framing.length)
         self._started = monotonic()
-        self._received = 0
-        self._task: asyncio.Task[Any] | None = None
-        # Why the exchange was stopped from outside (timeout, downstream gone); set at most once, by stop().
-        self._stopped: ProxyError | None = None
-        # Set when the story is over, well or not; stop() does nothing from then on.
-        self._ending = False
-        # Set at the commit, step (7): from then on errors can only abort.
-        self._committed = False
-        # The downstream, which waited, has been told to send its body.
-        self._continued = False
-        # Whether the exchange has become a tunnel, which then lasts.
-        self.is_tunnel = False
-        self._request: UpstreamRequest | None = None
-        self._response: UpstreamResponse | None = None
-        self._upstream: UpstreamURL | None = None
         self._watchdog = Watchdog(options, self.stop, downstream.unsent, downstream.has_left)
 
     # -- what the downstream's connection tells us
@@ -308,8 +311,7 @@ class Exchange:
             check_upgrade(source, self.options)
             if draining.draining():
                 raise TunnelClosed("no new tunnels: the process is about to end", phase=Phase.UPGRADE)
-        assert source.method is not None
-        if max_forwards(source.method, source.headers) == 0:
+        if self.inbound.max_forwards == 0:
             self.downstream.send_own_answer()
             self.outcome.status = self.downstream.get_status()
             return None
@@ -372,6 +374,7 @@ class Exchange:
             buffer_size=options.buffer_size,
             expect_continue=inbound.expects_continue and not self._received,
             on_interim=self._relay_interim,
+            timed=self.downstream.timed,
             upgrade=inbound.upgrade,
         )
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Awaitable, Coroutine
-from email.utils import formatdate
 from time import time
 from typing import Any
 
+from tornado.httputil import HTTPServerRequest
 from tornado.routing import PathMatches, RuleRouter
-from tornado.web import RequestHandler, stream_request_body
+from tornado.web import Application, RequestHandler, stream_request_body
 
 from tornado_proxy.connections import server_connection
+from tornado_proxy.direct import DirectDownstream, nobody_asks
 from tornado_proxy.handling import CONTENT_TYPE, HandlerDownstream
 from tornado_proxy.headers import made_of
+from tornado_proxy.heads import http_date
+from tornado_proxy.inbound import Mounted
 from tornado_proxy.mixin import ProxyMixin
 from tornado_proxy.options import OptionError, ProxyOptions
-from tornado_proxy.urls import RequestTarget, mount_tail
+from tornado_proxy.urls import RequestTarget
 
 
 class _AnyMethod:
@@ -40,18 +42,18 @@ class ProxyHandler(ProxyMixin, RequestHandler):
 
     SUPPORTED_METHODS = _AnyMethod()  # type: ignore[assignment]
 
-    def initialize(self, *, mounted: ProxyOptions | None = None, prefix: str | None = None, **options: Any) -> None:
+    def initialize(self, *, mounted: Mounted | None = None, **options: Any) -> None:
         """Take the options: checked by ``mount()``, or as they stand in a URL spec."""
         # An error raised here would leave the client without any answer.
         self._option_error: OptionError | None = None
+        self._mounted = mounted
         if mounted is not None:
-            self.proxy_options = mounted
+            self.proxy_options = mounted.options
         else:
             try:
                 self.proxy_options = _parsed(type(self), options)
             except OptionError as exc:
                 self._option_error = exc
-        self.mount_prefix = prefix
         self._proxy_connection = server_connection(self.request.connection)
 
     # -- Tornado calls these
@@ -66,13 +68,24 @@ class ProxyHandler(ProxyMixin, RequestHandler):
         # Not awaited here: one coroutine less for each request.
         return downstream.run(self._split_path)
 
+    @classmethod
+    def take_directly(
+        cls, application: Application, request: HTTPServerRequest, *, mounted: Any = None, **options: Any
+    ) -> DirectDownstream | None:
+        """Return what forwards ``request`` without a handler, ``None`` where that could be noticed.
+
+        Called by our own server in place of making the handler, with what the rule has for :meth:`initialize`.
+        """
+        if mounted is None or cls is not ProxyHandler or not nobody_asks(application, mounted.options):
+            return None
+        downstream = DirectDownstream(cls, application, request, mounted)
+        downstream.begin()
+        return downstream
+
     def _split_path(self, target: RequestTarget) -> tuple[str | None, str]:
         """Return the mount's prefix and the raw tail below it."""
-        prefix = self.mount_prefix
-        if prefix is not None:
-            tail = mount_tail(prefix, target.path)
-            return prefix, target.path if tail is None else tail
-        return _matched_tail(self, target.path)
+        mounted = self._mounted
+        return _matched_tail(self, target.path) if mounted is None else mounted.split(target)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         return self._proxy_downstream.receive(chunk) if self._proxy_downstream is not None else None
@@ -86,7 +99,7 @@ class ProxyHandler(ProxyMixin, RequestHandler):
 
     def clear(self) -> None:
         """Reset headers and content, as Tornado does. Which software stands here is nobody's business."""
-        self._headers = made_of({"Content-Type": [CONTENT_TYPE], "Date": [_http_date(int(time()))]})
+        self._headers = made_of({"Content-Type": [CONTENT_TYPE], "Date": [http_date(int(time()))]})
         self.set_default_headers()
         self._write_buffer = []
         self._status_code = 200
@@ -112,11 +125,6 @@ class ProxyHandler(ProxyMixin, RequestHandler):
         if name is None:
             return value.decode("utf-8", "surrogateescape")
         return super().decode_argument(value, name)
-
-
-@functools.lru_cache(maxsize=2)
-def _http_date(second: int) -> str:
-    return formatdate(second, usegmt=True)
 
 
 # Options in Tornado's spelling come unchecked with each request. The values are kept, so that no id is used twice.

@@ -7,7 +7,7 @@ What depends on the inside of Tornado's ``RequestHandler`` stands here and says 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import tornado
@@ -19,16 +19,11 @@ from tornado_proxy.clients import default_client, shared_client
 from tornado_proxy.connections import ServerConnection
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError, TunnelClosed
 from tornado_proxy.forwarder import Exchange, refuse
-from tornado_proxy.framing import NO_BODY, expects_continue, request_framing
-from tornado_proxy.handshake import wants_upgrade
+from tornado_proxy.framing import NO_BODY
 from tornado_proxy.headers import lines_of
-from tornado_proxy.heads import Inbound
+from tornado_proxy.inbound import Inbound, Split, judge
 from tornado_proxy.messages import UpstreamResponse
 from tornado_proxy.options import HeadersMode, ProxyOptions
-from tornado_proxy.urls import RequestTarget, parse_target
-
-# Given the inbound target: the prefix that stays here, None where that is not known, and the raw tail that goes on.
-Split = Callable[[RequestTarget], tuple[str | None, str]]
 
 # Tornado's default headers, which are about an answer of the handler's own; see _merged.
 CONTENT_TYPE = "text/html; charset=UTF-8"
@@ -37,7 +32,8 @@ _SERVER = [f"TornadoServer/{tornado.version}"]
 
 # Seconds, for clients that heed Retry-After.
 _RETRY_AFTER = "1"
-_REASONS = {499: "Client Closed Request", 508: "Loop Detected"}
+CLIENT_CLOSED = 499, "Client Closed Request"
+_REASONS = {499: CLIENT_CLOSED[1], 508: "Loop Detected"}
 
 
 def _as_it_came(reason: str) -> str:
@@ -55,6 +51,8 @@ class HandlerDownstream:
     """The downstream of one exchange; see `downstream.Downstream`. ``defaults`` is whose hooks are not the user's."""
 
     __slots__ = ("_aborted", "_connection", "_defaults", "_exchange", "_options", "handler", "hooks", "request")
+
+    timed = True
 
     def __init__(self, handler: Any, options: ProxyOptions, connection: ServerConnection, defaults: type) -> None:
         # A RequestHandler. Most of what is asked of it here is private to it, and so to no type.
@@ -101,22 +99,16 @@ class HandlerDownstream:
         return prepared is not None and not prepared.done()
 
     def _judge(self, split: Split) -> Inbound:
-        """Step (1): refuse what is ambiguous before anything is sent upstream."""
         request = self.request
-        framing = self._connection.framing or request_framing(request.version, request.headers)
-        if request.method not in self._options.methods:
-            error = BadRequest(f"method {request.method} is not forwarded; custom_http_methods can name it")
-            error.status_code = 501
-            raise error
-        target = parse_target(request.method, request.uri)
-        prefix, tail = split(target)
-        upgrade = wants_upgrade(request, framing)
-        if self.streams:
-            expects = expects_continue(request.version, request.headers, framing)
-            return Inbound(target, framing, tail, prefix, expects_continue=expects, upgrade=upgrade)
-        if framing.has_body and not request.body and getattr(self.handler, "_stream_request_body", False):
-            raise RuntimeError("the body went to data_received; call proxy() in prepare(), or set self.request.body")
-        return Inbound(target, framing, tail, prefix, None if framing == NO_BODY else request.body, upgrade=upgrade)
+        inbound = judge(request, self._connection, self._options, split)
+        if not self.streams:
+            if inbound.framing.has_body and not request.body and getattr(self.handler, "_stream_request_body", False):
+                raise RuntimeError(
+                    "the body went to data_received; call proxy() in prepare(), or set self.request.body"
+                )
+            inbound.body = None if inbound.framing == NO_BODY else request.body
+            inbound.expects_continue = False
+        return inbound
 
     def _receive_body(self, has_body: bool) -> None:
         """Let the body come while the exchange runs.
@@ -307,7 +299,7 @@ class HandlerDownstream:
         handler = self.handler
         if not handler._finished:
             if not handler._headers_written:
-                handler._status_code, handler._reason = 499, _REASONS[499]
+                handler._status_code, handler._reason = CLIENT_CLOSED
             self._cut()
 
     def _cut(self) -> None:

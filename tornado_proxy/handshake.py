@@ -20,6 +20,7 @@ from tornado_proxy.clients.dial import dial, tls_context
 from tornado_proxy.errors import BadRequest, Phase, ProxyError, Retry
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import NO_BODY, Framing, header_value_ok
+from tornado_proxy.headers import lines_of
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions
 from tornado_proxy.responses import FAULTS, MAX_HEAD, MAX_INTERIM, Head, blamed, members, read_body, read_head
@@ -41,7 +42,7 @@ def wants_upgrade(request: HTTPServerRequest, framing: Framing) -> bool:
     (h2c) would hide from us what is asked of the upstream.
     """
     return (
-        "Upgrade" in request.headers
+        "Upgrade" in lines_of(request.headers)
         and request.method == "GET"
         and request.version == "HTTP/1.1"
         and framing == NO_BODY

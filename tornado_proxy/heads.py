@@ -5,14 +5,15 @@ The rules themselves are in `headers`, `framing` and `urls`; here they meet the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
+from time import time
 from typing import Any
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_proxy.errors import BodyTooLarge, HookError, InvalidResponse, LoopDetected, Phase
 from tornado_proxy.framing import (
-    Framing,
     header_value_ok,
     is_token,
     method_is_token,
@@ -25,7 +26,6 @@ from tornado_proxy.headers import (
     add_via,
     add_x_forwarded,
     lines_of,
-    max_forwards,
     remove_hop_by_hop,
     request_headers,
     rewrite_location,
@@ -33,9 +33,10 @@ from tornado_proxy.headers import (
     rewrite_set_cookie,
     via_count,
 )
+from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import Forwarded, ProxyOptions
-from tornado_proxy.urls import RequestTarget, UpstreamURL, split_url
+from tornado_proxy.urls import UpstreamURL, split_url
 
 # Times that our own pseudonym may stand in Via. A chain of several of our kind is no loop; this many are.
 _MAX_PASSES = 5
@@ -45,23 +46,6 @@ _NOTHING: frozenset[str] = frozenset()
 _CREDENTIALS = ("Authorization", "Cookie")
 # The fields of a response that point at the upstream.
 _REFERENCES = frozenset({"Location", "Content-Location", "Refresh", "Set-Cookie"})
-
-
-@dataclass(slots=True)
-class Inbound:
-    """Step (1): what we decided about the inbound request before anything is sent upstream."""
-
-    target: RequestTarget
-    framing: Framing
-    # What the mount left of the path, raw; the mount's prefix, None where it is not known.
-    tail: str
-    prefix: str | None
-    # The body, where it was read before the handler was asked; else it comes through Exchange.receive.
-    body: bytes | None = None
-    # The downstream waits for 100 (Continue) before it sends its body.
-    expects_continue: bool = False
-    # Whether it is a websocket handshake.
-    upgrade: bool = False
 
 
 def refuse_early(options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest) -> None:
@@ -88,9 +72,8 @@ def upstream_headers(options: ProxyOptions, inbound: Inbound, source: HTTPServer
         _add_forwarding(headers, options, inbound, source, trusted)
     if options.via is not None:
         add_via(headers, source.version, options.via)
-    assert source.method is not None
-    if (left := max_forwards(source.method, source.headers)) is not None:
-        headers["Max-Forwards"] = str(left - 1)
+    if inbound.max_forwards is not None:
+        headers["Max-Forwards"] = str(inbound.max_forwards - 1)
     if source.method == "TRACE":
         # Whoever answers repeats what it was sent, where a page's script may read it (RFC 9110 section 9.3.8).
         for name in _CREDENTIALS:
@@ -184,7 +167,8 @@ def clean_response(
     drop_length = response.status == 204 or length is None
     headers = response.headers
     remove_hop_by_hop(headers, _CONTENT_LENGTH if drop_length else _NOTHING)
-    if length is not None and not drop_length:
+    if length is not None and not drop_length and lines_of(headers)["Content-Length"] != [str(length)]:
+        # The same one, several times.
         headers["Content-Length"] = str(length)
     if options.normalize_headers is not None:
         response.headers = headers = _normalized(options.normalize_headers, headers)
@@ -194,6 +178,18 @@ def clean_response(
         _rewrite_references(headers, options, inbound, source, upstream)
     if options.via is not None:
         add_via(headers, response.version, options.via)
+
+
+def add_date(headers: HTTPHeaders) -> None:
+    """Say when the response was received, where the upstream did not (RFC 9110 section 6.6.1)."""
+    if "Date" not in lines_of(headers):
+        headers["Date"] = http_date(int(time()))
+
+
+@lru_cache(maxsize=2)
+def http_date(second: int) -> str:
+    """Return a time, in seconds since the epoch, in the form of RFC 9110 section 5.6.7."""
+    return formatdate(second, usegmt=True)
 
 
 def refuse_changed_part(response: UpstreamResponse) -> None:
@@ -242,7 +238,8 @@ def _public_host(inbound: Inbound, source: HTTPServerRequest) -> str | None:
     """
     if inbound.target.authority:
         return inbound.target.authority
-    return (source.headers["Host"] or None) if "Host" in lines_of(source.headers) else None
+    hosts = lines_of(source.headers).get("Host")
+    return (",".join(hosts) or None) if hosts else None
 
 
 def _port(host: str | None, scheme: str) -> int | None:

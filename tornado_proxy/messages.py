@@ -45,6 +45,8 @@ class UpstreamRequest:
     on_interim: Callable[[int, str, HTTPHeaders], None] | None = None
     # Called by a client that can tell when it has a connection and begins to send; it must not call the client.
     on_sending: Callable[[], None] | None = None
+    # Whether anybody may look at the response's timings.
+    timed: bool = True
     # Ask the upstream to switch to websocket. Set for a handshake; a hook may clear it to have a plain request sent.
     upgrade: bool = False
 

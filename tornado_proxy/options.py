@@ -136,6 +136,8 @@ class ProxyOptions:
     tunnel_idle_timeout: float | None = _option(None, "seconds without a byte either way in a tunnel", _seconds)
 
     # Settled from the above by __post_init__, so that nothing is found out for each request.
+    # Whether any function but normalize_headers and on_done is given.
+    hooked: bool = field(init=False, repr=False, default=False)
     upstream_takes_handler: bool = field(init=False, repr=False, default=False)
     networks: tuple[Network, ...] = field(init=False, repr=False, default=())
     trust_all: bool = field(init=False, repr=False, default=False)
@@ -196,6 +198,9 @@ class ProxyOptions:
         settle("_statuses", _check_statuses(self.status_callbacks))
         settle("_error_call", _check_error_callback(self.error_callback))
         _check_client(self.client, self.client_options)
+        functions = [getattr(self, name) for name in _FUNCTIONS if name not in ("normalize_headers", "on_done")]
+        asked = callable(self.upstream) or self.status_callbacks or self.error_callback is not None
+        settle("hooked", bool(asked) or functions != [None] * len(functions))
 
     def trusts(self, address: str | None) -> bool:
         """Return whether forwarding headers that came from ``address`` are believed."""

@@ -8,6 +8,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher, Rule
 
 from tornado_proxy.handlers import ProxyHandler
+from tornado_proxy.inbound import Mounted
 from tornado_proxy.options import OptionError, ProxyOptions
 from tornado_proxy.urls import mount_tail
 
@@ -59,4 +60,4 @@ def mount(
         raise OptionError(f"{where}: {handler_class!r} is not a subclass of ProxyHandler; pass options by keyword")
     checked = ProxyOptions.parse(where, {"upstream": upstream, **options})
     literal = prefix.rstrip("/")
-    return Rule(PrefixMatches(literal), handler_class, {"mounted": checked, "prefix": literal}, name=name)
+    return Rule(PrefixMatches(literal), handler_class, {"mounted": Mounted(checked, literal)}, name=name)

@@ -244,13 +244,20 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def make_application(rules: list[Rule], log: AccessLog | None) -> Application:
     """Return the application that serves ``rules``."""
+    return Application(rules, log_function=_LogUnproxied(log))
 
-    def log_request(handler: RequestHandler) -> None:
-        # Exchanges are logged from on_done, which knows more. What is left is what no mount took.
-        if log is not None and not isinstance(handler, ProxyHandler):
-            log.answered_here(handler)
 
-    return Application(rules, log_function=log_request)
+class _LogUnproxied:
+    """The application's ``log_function``. Exchanges are logged from ``on_done``, which knows more."""
+
+    of_exchanges = False
+
+    def __init__(self, log: AccessLog | None) -> None:
+        self._log = log
+
+    def __call__(self, handler: RequestHandler) -> None:
+        if self._log is not None and not isinstance(handler, ProxyHandler):
+            self._log.answered_here(handler)
 
 
 # Running

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 from tornado_proxy.decoded import DecodedStream
 from tornado_proxy.errors import DownstreamClosed, DownstreamTimeout, HookError, Phase, ProxyError, UpstreamTimeout
@@ -82,6 +83,7 @@ class Watchdog:
         "_blocked_since",
         "_connecting",
         "_due",
+        "_grown",
         "_has_left",
         "_last_unsent",
         "_looks",
@@ -113,11 +115,13 @@ class Watchdog:
         self._unsent = unsent
         self._has_left = has_left
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._started = monotonic()
         self._timer: asyncio.TimerHandle | None = None
         # When it fires. Not asked of the timer: uvloop's have no when() if the time has come already.
         self._due = 0.0
+        # Where it begins, and whether it has left.
         self._nursery: _Nursery | None = None
+        self._grown = False
         self._stopped = False
         # Looks at a limit that seems to have passed; see _look.
         self._looks = 0
@@ -141,45 +145,51 @@ class Watchdog:
         self.upstream = upstream
         self.sending = True
         self._connecting = connecting
-        self._sent_at = self._loop.time()
+        self._sent_at = monotonic()
         if self._nursery is None:
             self._enter_nursery()
-        else:
+        elif self._grown:
             self._arm()
 
     def sending_began(self) -> None:
         """There is a connection, and the request goes out on it."""
         self._connecting = False
-        self._sent_at = self._loop.time()
-        self._arm()
+        self._sent_at = monotonic()
+        if self._grown:
+            self._arm()
 
     def upload_blocked(self) -> None:
         """The upstream does not take the body as fast as it comes, so nobody reads from the downstream."""
-        self._arm()
+        if self._grown:
+            self._arm()
 
     def upload_ended(self) -> None:
         """The downstream has sent all of its body; what is held goes on its way."""
-        self._arm()
+        if self._grown:
+            self._arm()
 
     def head_received(self, response: UpstreamResponse) -> None:
         self.response = response
-        self._arm()
+        if self._grown:
+            self._arm()
 
     def write_blocked(self) -> None:
-        self._blocked_since = self._loop.time()
+        self._blocked_since = monotonic()
         self._last_unsent = self._unsent()
-        self._arm()
+        if self._grown:
+            self._arm()
 
     def write_drained(self) -> None:
         """Forget the blocked write. The timer stays: it looks again when it fires, which is cheaper than moving it."""
         self._blocked_since = None
-        self._sent_at = self._loop.time()
-        if self._timer is None:
+        self._sent_at = monotonic()
+        if self._grown and self._timer is None:
             # It has fired while nothing was timed: there is no write_timeout.
             self._arm()
 
     def grow_up(self) -> None:
         """Get a timer of its own."""
+        self._grown = True
         self._arm()
 
     def stop(self) -> None:
@@ -187,9 +197,11 @@ class Watchdog:
         self._stopped = True
         self._on_timeout, self._unsent, self._has_left = _nobody, _nothing, _nowhere
         self.response = self.upload = None
-        if self._nursery is not None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._nursery is not None:
             self._nursery.young.discard(self)
-        self._cancel_timer()
 
     def _enter_nursery(self) -> None:
         global _nursery
@@ -200,24 +212,20 @@ class Watchdog:
         self._nursery = nursery
         nursery.take(self)
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _arm(self) -> None:
-        if self._stopped or (self._nursery is not None and self in self._nursery.young):
+        if self._stopped:
             return
         deadline = self._deadline()
         if deadline is None:
             return
         if self._timer is None or self._due > deadline[0]:
-            self._cancel_timer()
+            if self._timer is not None:
+                self._timer.cancel()
             self._look_at(deadline[0])
 
     def _look(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = monotonic()
         upload = self.upload
         if upload is not None and not upload.ended and upload.held and self._has_left():
             self._on_timeout(DownstreamClosed("downstream closed in the middle of its body", phase=Phase.SEND))
@@ -263,7 +271,7 @@ class Watchdog:
             upload = self.upload
             if self._connecting:
                 waiting = upload is not None and upload.held
-                return (self._loop.time() + _LOOK, None) if waiting else None
+                return (monotonic() + _LOOK, None) if waiting else None
             if upload is not None and not (upload.ended and not upload.held):
                 return self._upload_deadline(upload)
             if options.response_timeout is None:
@@ -281,7 +289,7 @@ class Watchdog:
         unsent = self._unsent()
         if unsent != self._last_unsent:
             self._last_unsent = unsent
-            self._blocked_since = self._loop.time()
+            self._blocked_since = monotonic()
         assert self._blocked_since is not None
         return self._blocked_since + limit, lambda: DownstreamTimeout(
             f"downstream took no byte for {limit:g} s", phase=Phase.BODY
@@ -291,7 +299,7 @@ class Watchdog:
         limit = self._options.idle_timeout
         # What the client has read, and does not ask beyond, the upstream has not taken either.
         stalled = upload.held > 0
-        look = self._loop.time() + _LOOK
+        look = monotonic() + _LOOK
         if limit is None:
             return (look, None) if stalled else None
         when = max(self._sent_at, upload.last_write, upload.last_read) + limit
@@ -307,7 +315,7 @@ class Watchdog:
             return None
         if stream.held >= stream.limit or stream.ended:
             # We hold the upstream back, or it is done: its silence is ours.
-            return self._loop.time() + limit, None
+            return monotonic() + limit, None
         last = max(self._sent_at, stream.last_write)
         if self.upload is not None:
             last = max(last, self.upload.last_write, self.upload.last_read)

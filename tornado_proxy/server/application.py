@@ -112,6 +112,9 @@ class RoutedRequest(HTTPMessageDelegate):
         self._delegate = delegate
         if type(delegate) is not _HandlerDelegate:
             return delegate.headers_received(start_line, headers)
+        if (direct := _directly(delegate)) is not None:
+            self._delegate = direct
+            return None
         self._lean = True
         if not delegate.stream_request_body:
             return None
@@ -135,6 +138,17 @@ class RoutedRequest(HTTPMessageDelegate):
     def on_connection_close(self) -> None:
         if self._delegate is not None:
             self._delegate.on_connection_close()
+
+
+def _directly(delegate: _HandlerDelegate) -> HTTPMessageDelegate | None:
+    """Return what does the handler's work without one, where its class offers that; it is running then."""
+    take: Any = getattr(delegate.handler_class, "take_directly", None)
+    if take is None:
+        return None
+    direct: Any = take(delegate.application, delegate.request, **delegate.handler_kwargs)
+    if direct is not None:
+        asyncio.get_running_loop().create_task(direct.run())
+    return direct  # type: ignore[no-any-return]
 
 
 def _execute(delegate: _HandlerDelegate, has_body: bool) -> Awaitable[None] | None:

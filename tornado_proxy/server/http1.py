@@ -17,7 +17,6 @@ from tornado.httpserver import _CallableAdapter
 from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate, HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import BaseAsyncIOLoop
-from tornado.routing import Router
 
 from tornado_proxy.server.application import RoutedRequest, routes_itself
 from tornado_proxy.server.connection import READ_AHEAD, RECEIVE_SIZE, Connection
@@ -222,7 +221,7 @@ class HTTPServer:
     def start_request(self, server_conn: object, request_conn: RequestConnection) -> HTTPMessageDelegate:
         """Return what takes the request."""
         if self._routes_itself:
-            return RoutedRequest(cast(Router, self.app), server_conn, request_conn, request_conn.has_body)
+            return RoutedRequest(self.app, server_conn, request_conn, request_conn.has_body)  # type: ignore[arg-type]
         if isinstance(self.app, HTTPServerConnectionDelegate):
             return self.app.start_request(server_conn, request_conn)
         return _CallableAdapter(self.app, request_conn)

@@ -90,8 +90,6 @@ class Owner(Protocol):
 class RequestConnection(HTTPConnection):
     """One request, and the way to answer it."""
 
-    # Its fields say how its body is delimited.
-    framing: Framing | None = None
     # The fields behind the request's body, where there are any; complete when the body is. Nobody has judged them: what
     # the head may say they may not (RFC 9110 section 6.5.1).
     request_trailers: HTTPHeaders | None = None
@@ -103,6 +101,8 @@ class RequestConnection(HTTPConnection):
         self._link: Owner | None = link
         self._owner = link
         self._head = head
+        # How the body of the request is delimited.
+        self.framing: Framing | None = head.framing
         self.context = link.context
         # The body may be this long; the application may change it until headers_received is done.
         self.max_body_size = max_body_size

@@ -156,6 +156,7 @@ class Transfer:
         "_recv_paused",
         "_send_paused",
         "_sends",
+        "_timed",
         "connection",
         "curl",
         "error",
@@ -193,6 +194,7 @@ class Transfer:
         self._answered_417 = False
         self._on_interim = request.on_interim
         self._on_sending = request.on_sending
+        self._timed = request.timed
         self._driver = driver
         self._lines: list[bytes] = []
         self._interim = 0
@@ -343,7 +345,7 @@ class Transfer:
         error = self.error
         if errno and error is None and not self._answered_417:
             error = self._map_error(errno, message)
-        if self.response is not None:
+        if self.response is not None and self._timed:
             self.response.timings.update(self._timings())
         if error is None and self.response is None:
             error = UpstreamClosed(

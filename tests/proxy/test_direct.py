@@ -1,0 +1,208 @@
+"""On our own server, a mount that nobody hooks into is served without a handler, and nobody can tell."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from tornado.web import Application, GZipContentEncoding
+
+from tests.support import proxy as support
+from tests.support.process import free_port
+from tornado_proxy import ProxyHandler, mount
+
+
+@pytest.fixture(autouse=True)
+def our_server(monkeypatch):
+    monkeypatch.setattr(support, "SERVER", "own")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The handlers that were made, and whether their requests were answered by then."""
+    handlers = []
+    initialize = ProxyHandler.initialize
+
+    def noted(self, **kwargs):
+        handlers.append((self, self.request.connection.head_sent))
+        initialize(self, **kwargs)
+
+    monkeypatch.setattr(ProxyHandler, "initialize", noted)
+    return handlers
+
+
+class NotOfExchanges:
+    """A ``log_function`` that wants to know nothing of exchanges."""
+
+    of_exchanges = False
+
+    def __call__(self, handler):
+        pass
+
+
+SILENT = {"log_function": NotOfExchanges()}
+
+
+class Sub(ProxyHandler):
+    """Overrides nothing, but might."""
+
+
+def hook(handler, subject):
+    return subject if isinstance(subject, bytes) else None
+
+
+class TestWhoNeedsAHandler:
+    async def test_a_mount_as_it_is_does_not(self, proxy, echo, made):
+        running = await proxy.app([mount("/a", echo.url)], app_settings=SILENT)
+        for method, body in (("GET", None), ("HEAD", None), ("POST", b"x" * 100_000)):
+            assert (await running.request(method, "/a/b", body=body)).status == 200
+        assert [request.body for request in echo.requests] == [b"", b"", b"x" * 100_000]
+        assert made == []
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"rewrite_request": hook},
+            {"rewrite_response": hook},
+            {"filter_request_body": hook},
+            {"filter_response_body": hook},
+            {"should_retry": hook},
+            {"status_callbacks": {404: hook}},
+            {"error_callback": hook},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    async def test_one_with_a_hook_does(self, proxy, echo, made, options):
+        running = await proxy.app([mount("/", echo.url, **options)], app_settings=SILENT)
+        assert (await running.get("/")).status == 200
+        assert [answered for _, answered in made] == [False]
+
+    async def test_one_with_a_function_for_its_upstream_does(self, proxy, echo, made):
+        running = await proxy.app([mount("/", lambda: echo.url)], app_settings=SILENT)
+        assert (await running.get("/")).status == 200
+        assert [answered for _, answered in made] == [False]
+
+    async def test_a_class_of_ones_own_is_used(self, proxy, echo, made):
+        running = await proxy.app([mount("/", echo.url, Sub)], app_settings=SILENT)
+        assert (await running.get("/")).status == 200
+        assert [(type(handler), answered) for handler, answered in made] == [(Sub, False)]
+
+    async def test_so_is_one_for_tornados_spelling(self, proxy, echo, made):
+        running = await proxy.app([("/(.*)", ProxyHandler, {"upstream": echo.url})], app_settings=SILENT)
+        assert (await running.get("/")).status == 200
+        assert [answered for _, answered in made] == [False]
+
+    async def test_so_it_is_where_responses_are_transformed(self, proxy, echo, made):
+        running = await proxy.app([mount("/", echo.url)], app_settings={**SILENT, "compress_response": True})
+        assert running.app.transforms == [GZipContentEncoding]
+        assert (await running.get("/")).status == 200
+        assert [answered for _, answered in made] == [False]
+
+
+class TestWhoLooksAfterwards:
+    async def test_on_done_has_one(self, proxy, echo, made):
+        seen = []
+
+        def on_done(handler, outcome):
+            seen.append((handler, handler.get_status(), handler._finished, handler.request.path, outcome.status))
+
+        running = await proxy.app([mount("/", echo.url, on_done=on_done)], app_settings=SILENT)
+        assert (await running.get("/x")).status == 200
+        ((handler, *rest),) = seen
+        assert rest == [200, True, "/x", 200]
+        assert made == [(handler, True)]
+
+    async def test_an_on_done_that_raises_is_logged_and_hurts_nobody(self, proxy, echo, expect_log):
+        def on_done(handler, outcome):
+            raise RuntimeError
+
+        expect_log("on_done raised")
+        running = await proxy.app([mount("/", echo.url, on_done=on_done)])
+        async with await running.connect() as downstream:
+            for _ in range(2):
+                assert (await downstream.exchange("GET", "/")).status == 200
+
+    async def test_a_log_function_has_one(self, proxy, upstream, made):
+        logged = []
+
+        def log_function(handler):
+            logged.append((handler.get_status(), handler.request.method, handler._headers["X-A"], handler._reason))
+
+        running = await proxy.app([mount("/", upstream.url)], app_settings={"log_function": log_function})
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.respond(299, [("X-A", "1")], b"body", reason="Odd")
+        assert (await downstream.read_response()).status == 299
+        assert logged == [(299, "GET", "1", "Odd")]
+        assert [answered for _, answered in made] == [True]
+
+    @pytest.mark.parametrize(("level", "status", "lines"), [
+        (logging.INFO, 200, 1), (logging.WARNING, 200, 0), (logging.WARNING, 404, 1), (logging.ERROR, 404, 0),
+        (logging.ERROR, 503, 1),
+    ])  # fmt: skip
+    async def test_tornados_own_log_is_as_ever(self, proxy, upstream, made, caplog, expect_log, level, status, lines):
+        if lines and level > logging.INFO:
+            expect_log(rf"{status} GET /x \(127.0.0.1\)")
+        caplog.set_level(level, "tornado.access")
+        running = await proxy.app([mount("/", upstream.url)])
+        del running.app.settings["log_function"]
+        downstream = await running.ask("GET", "/x")
+        conn, _ = await upstream.request()
+        await conn.respond(status, (), b"body")
+        assert (await downstream.read_response()).status == status
+        written = [record.getMessage() for record in caplog.records if record.name == "tornado.access"]
+        assert [line.split(" ")[:3] for line in written] == [[str(status), "GET", "/x"]] * lines
+        assert len(made) == lines
+
+    async def test_an_application_may_log_in_its_own_way(self, proxy, echo, monkeypatch):
+        class Own(Application):
+            def log_request(self, handler):
+                logged.append(handler.get_status())
+
+        logged = []
+        running = await proxy.app([mount("/", echo.url)])
+        running.app.__class__ = Own
+        del running.app.settings["log_function"]
+        assert (await running.get("/")).status == 200
+        assert logged == [200]
+
+
+class TestAnswersOfOurOwn:
+    """What we say ourselves is what a handler says."""
+
+    @staticmethod
+    def without_date(response):
+        return response.status, [(name, value) for name, value in response.headers if name != "Date"], response.body
+
+    @pytest.mark.parametrize(
+        ("method", "target", "headers"),
+        [
+            ("GET", "/", ()),
+            ("HEAD", "/", ()),
+            ("NONE", "/", ()),
+            ("GET", "//a/../..%2f", ()),
+            ("OPTIONS", "/", [("Max-Forwards", "0")]),
+            ("TRACE", "/", [("Max-Forwards", "0")]),
+            ("POST", "/", [("Content-Length", "1000")]),
+            ("GET", "/", [("Via", ", ".join(["1.1 tornado_proxy"] * 9))]),
+        ],
+    )
+    async def test_they_are_alike(self, proxy, made, expect_log, method, target, headers):
+        expect_log(".", required=False)
+        answers, logs = [], []
+        for handler_class in (ProxyHandler, Sub):
+            rules = [mount("/", f"http://127.0.0.1:{free_port()}/base", handler_class, max_body_size=10, retries=0)]
+            running = await proxy.app(rules)
+            answers.append(self.without_date(await running.request(method, target, headers)))
+            logs.append(running.access_log)
+        assert answers[0] == answers[1]
+        assert logs[0] == logs[1]
+        assert len(logs[0]) == 1
+        assert len(made) == 2
+
+    async def test_what_is_our_own_fault_is_a_500(self, proxy, echo, expect_log):
+        expect_log("Uncaught exception GET /")
+        expect_log("500 GET /")
+        running = await proxy.app([mount("/", echo.url)], app_settings={"proxy_client": "no such client"})
+        del running.app.settings["log_function"]
+        assert (await running.get("/")).status == 500

@@ -1,0 +1,275 @@
+"""The downstream of a request whose handler would have nothing of its own to say: a mount as it is, on our server.
+
+Tornado makes a ``RequestHandler`` for each request and leads it through its life, which takes longer than most of what
+else is done here for a small request. `handling.HandlerDownstream` needs it, because hooks, transforms and overridden
+methods may ask it for anything. Where there are none of these, nobody sees whether it is there, and
+:class:`DirectDownstream` writes to the connection itself. What is rare or wants a handler to look at (an error page, a
+log line, ``on_done``) gets one after all, made as late as that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any
+
+from tornado.concurrent import Future
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, ResponseStartLine
+from tornado.log import access_log
+from tornado.web import Application, RequestHandler
+
+from tornado_proxy.clients import default_client, shared_client
+from tornado_proxy.connections import server_connection
+from tornado_proxy.downstream import Hooks, NoHooks
+from tornado_proxy.errors import BadRequest, ProxyError
+from tornado_proxy.forwarder import Exchange, refuse
+from tornado_proxy.handling import CLIENT_CLOSED, HandlerDownstream
+from tornado_proxy.headers import lines_of
+from tornado_proxy.heads import add_date
+from tornado_proxy.inbound import Mounted, judge
+from tornado_proxy.messages import Outcome, UpstreamResponse
+from tornado_proxy.mixin import ProxyMixin
+from tornado_proxy.options import HeadersMode, ProxyOptions
+
+
+def nobody_asks(application: Application, options: ProxyOptions) -> bool:
+    """Return whether a handler would be asked nothing before the response is out."""
+    return not (options.hooked or application.transforms)
+
+
+class DirectDownstream(NoHooks, HTTPMessageDelegate):
+    """The downstream of one exchange; see `downstream.Downstream`. To the server it is what takes the request.
+
+    It is its own hooks too: all it has is the upstream and ``on_done``.
+    """
+
+    __slots__ = (
+        "_application",
+        "_connection",
+        "_exchange",
+        "_handler_class",
+        "_headers",
+        "_late",
+        "_mounted",
+        "_options",
+        "_reason",
+        "_refusal",
+        "_status",
+        "answered",
+        "ended",
+        "request",
+    )
+
+    def __init__(
+        self,
+        handler_class: type[RequestHandler],
+        application: Application,
+        request: HTTPServerRequest,
+        mounted: Mounted,
+    ) -> None:
+        self.request = request
+        # A head has been sent; the response is complete, or was cut off.
+        self.answered = self.ended = False
+        self._application = application
+        self._mounted = mounted
+        self._options = mounted.options
+        # Of the handler that there would have been.
+        self._handler_class = handler_class
+        assert request.connection is not None
+        self._connection = server_connection(request.connection)
+        self._status = 200
+        self._reason = "OK"
+        self._headers: HTTPHeaders | None = None
+        # The handler that was made for it after all.
+        self._late: Any = None
+        # While it runs.
+        self._exchange: Exchange | None = None
+        # Why there is none.
+        self._refusal: Exception | None = None
+
+    def begin(self) -> None:
+        """Judge the request and take its body; :meth:`run` is to follow."""
+        request, connection, options = self.request, self._connection, self._options
+        try:
+            inbound = judge(request, connection, options, self._mounted.split)
+            client = options.client or self._application.settings.get("proxy_client") or default_client()
+            self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
+        except Exception as error:
+            self._refusal = error
+            return
+        connection.begin_body(exchange.upload is not None)
+        request.connection.set_close_callback(self.on_connection_close)  # type: ignore[union-attr]
+
+    async def run(self) -> None:
+        """Forward the request; return when the exchange is over."""
+        try:
+            if self._exchange is not None:
+                if self._connection.is_closed():
+                    # Where clients cut requests by the hundred (HTTP/2), none of these shall reach the upstream.
+                    self._exchange.downstream_closed()
+                await self._exchange.run()
+            elif isinstance(self._refusal, BadRequest):
+                await refuse(self, self._refusal)
+            elif self._refusal is not None:
+                raise self._refusal
+        except Exception as exc:
+            # Nobody's hook, so ours or a client's: answered and logged as Tornado does that.
+            self._with_handler(partial(_handle_exception, exc=exc))
+        finally:
+            # They would wait for the garbage collector together.
+            self._exchange = None
+            if self._late is not None:
+                self._late._break_cycles()
+                self._late = None
+
+    # -- the server calls these
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        room: Awaitable[None] | None = self._exchange.receive(chunk) if self._exchange is not None else None
+        return room
+
+    def finish(self) -> None:
+        if self._exchange is not None:
+            self._exchange.received_all(self._connection.request_trailers)
+
+    def on_connection_close(self) -> None:
+        if self._exchange is not None and not self.ended:
+            self._exchange.downstream_closed()
+
+    # -- the forwarder calls these; see downstream.Downstream
+
+    @property
+    def timed(self) -> bool:
+        return self._options.on_done is not None
+
+    @property
+    def hooks(self) -> Hooks:
+        return self
+
+    def choose_upstream(self) -> Any:
+        return self._options.upstream
+
+    def on_done(self, outcome: Outcome) -> Any:
+        hook = self._options.on_done
+        return hook(self._handler(), outcome) if hook is not None else None
+
+    def hooked(self, name: str) -> bool:
+        return False
+
+    def get_status(self) -> int:
+        return self._status
+
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        # RFC 9110 section 15.2: never to a client of HTTP/1.0.
+        if self.request.version != "HTTP/1.0":
+            self._connection.send_interim(status, reason, headers)
+
+    def send_own_answer(self) -> None:
+        self._with_handler(HandlerDownstream.send_own_answer)
+
+    def send_error_page(self, error: ProxyError) -> None:
+        self._with_handler(partial(HandlerDownstream.send_error_page, error=error))
+
+    def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> Future[None]:
+        headers = self.fields_of(response, mode)
+        if self.request.version != "HTTP/1.1" and "Content-Length" not in lines_of(headers):
+            # The client would wait for an end that never comes.
+            self._connection.close_after_response()
+        self.answered = True
+        self._status, self._reason, self._headers = response.status, response.reason, headers
+        start_line = ResponseStartLine("", response.status, response.reason)
+        return self.request.connection.write_headers(start_line, headers, chunk)  # type: ignore[union-attr]
+
+    def send_chunk(self, chunk: bytes) -> Future[None]:
+        return self.request.connection.write(chunk)  # type: ignore[union-attr]
+
+    def send_end(self, response: UpstreamResponse | None = None) -> Future[None]:
+        connection: Any = self.request.connection
+        if response is not None and self._connection.takes_trailers() and response.trailers:
+            self._connection.set_trailers(response.trailers)
+        connection.set_close_callback(None)
+        written: Future[None] = connection.write(b"")
+        connection.finish()
+        self._end()
+        return written
+
+    def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
+        add_date(response.headers)
+        return response.headers
+
+    def detach(self) -> Any:
+        self.ended = True
+        return self.request.connection.detach()  # type: ignore[union-attr]
+
+    def tunnel_ended(self, status: int) -> None:
+        self._status = status
+        self._end()
+
+    def close_after_response(self) -> None:
+        self._connection.close_after_response()
+
+    def abort(self) -> None:
+        if not self.ended:
+            self._connection.abort()
+            self._end()
+
+    def gone(self) -> None:
+        if not self.answered:
+            self._status, self._reason = CLIENT_CLOSED
+        self.abort()
+
+    def unsent(self) -> int:
+        return self._connection.unsent()
+
+    def has_left(self) -> bool:
+        return self._connection.has_left()
+
+    # -- inside
+
+    def _end(self) -> None:
+        self.ended = True
+        application, connection = self._application, self.request.connection
+        # It refers to us, and we to it.
+        connection.set_close_callback(None)  # type: ignore[union-attr]
+        if _logs(application, self._status):
+            application.log_request(self._handler())
+
+    def _handler(self) -> RequestHandler:
+        """Return the handler, as it would be at the end of its life."""
+        if self._late is None:
+            self._late = handler = self._made()
+            handler._finished = handler._headers_written = True
+            handler._status_code, handler._reason = self._status, self._reason
+            if self._headers is not None:
+                handler._headers = self._headers
+        return self._late  # type: ignore[no-any-return]
+
+    def _made(self) -> Any:
+        handler: Any = self._handler_class(self._application, self.request, mounted=self._mounted)
+        # It wants to be told.
+        self.request.connection.set_close_callback(None)  # type: ignore[union-attr]
+        return handler
+
+    def _with_handler(self, answer: Any) -> None:
+        """Let a handler answer, which ends and logs it too."""
+        self._late = handler = self._made()
+        handler._transforms = []
+        answer(HandlerDownstream(handler, self._options, self._connection, ProxyMixin))
+        self._status, self._reason, self._headers = handler._status_code, handler._reason, handler._headers
+        self.answered = self.ended = True
+
+
+def _handle_exception(downstream: HandlerDownstream, exc: Exception) -> None:
+    downstream.handler._handle_request_exception(exc)
+
+
+def _logs(application: Application, status: int) -> bool:
+    """Return whether ``Application.log_request`` would do something with a request that was forwarded."""
+    function = application.settings.get("log_function")
+    if function is not None:
+        return getattr(function, "of_exchanges", True)
+    if type(application).log_request is not Application.log_request:
+        return True
+    level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
+    return access_log.isEnabledFor(level)

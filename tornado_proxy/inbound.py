@@ -1,0 +1,69 @@
+"""Step (1) of an exchange: our own verdict on the request, before anything is sent upstream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tornado.httputil import HTTPServerRequest
+
+from tornado_proxy.connections import ServerConnection
+from tornado_proxy.errors import BadRequest
+from tornado_proxy.framing import Framing, expects_continue, request_framing
+from tornado_proxy.handshake import wants_upgrade
+from tornado_proxy.headers import max_forwards
+from tornado_proxy.options import ProxyOptions
+from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
+
+# Given the inbound target: the prefix that stays here, None where that is not known, and the raw tail that goes on.
+Split = Callable[[RequestTarget], tuple[str | None, str]]
+
+
+@dataclass(slots=True)
+class Inbound:
+    """What we decided about the inbound request."""
+
+    target: RequestTarget
+    framing: Framing
+    # What the mount left of the path, raw; the mount's prefix, None where it is not known.
+    tail: str
+    prefix: str | None
+    # The body, where it was read before the handler was asked; else it comes through Exchange.receive.
+    body: bytes | None = None
+    # The downstream waits for 100 (Continue) before it sends its body.
+    expects_continue: bool = False
+    # Whether it is a websocket handshake.
+    upgrade: bool = False
+    # How often an OPTIONS or TRACE may still be forwarded; None is as often as need be.
+    max_forwards: int | None = None
+
+
+class Mounted:
+    """What a rule of ``mount()`` knows: the checked options, and a literal prefix without a slash at its end."""
+
+    __slots__ = ("options", "prefix")
+
+    def __init__(self, options: ProxyOptions, prefix: str) -> None:
+        self.options = options
+        self.prefix = prefix
+
+    def split(self, target: RequestTarget) -> tuple[str, str]:
+        """Return the prefix and the raw tail below it."""
+        tail = mount_tail(self.prefix, target.path)
+        return self.prefix, target.path if tail is None else tail
+
+
+def judge(request: HTTPServerRequest, connection: ServerConnection, options: ProxyOptions, split: Split) -> Inbound:
+    """Return the verdict on a request whose body is still to come. Raises ``BadRequest`` for what is ambiguous."""
+    framing = connection.framing or request_framing(request.version, request.headers)
+    method = request.method
+    if method not in options.methods:
+        error = BadRequest(f"method {method} is not forwarded; custom_http_methods can name it")
+        error.status_code = 501
+        raise error
+    target = parse_target(method, request.uri)
+    prefix, tail = split(target)
+    expects = expects_continue(request.version, request.headers, framing)
+    upgrade = wants_upgrade(request, framing)
+    left = max_forwards(method, request.headers)
+    return Inbound(target, framing, tail, prefix, None, expects, upgrade, left)
