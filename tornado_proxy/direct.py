@@ -44,22 +44,17 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
     It is its own hooks too: all it has is the upstream and ``on_done``.
     """
 
-    __slots__ = (
-        "_application",
-        "_connection",
-        "_exchange",
-        "_handler_class",
-        "_headers",
-        "_late",
-        "_mounted",
-        "_options",
-        "_reason",
-        "_refusal",
-        "_status",
-        "answered",
-        "ended",
-        "request",
-    )
+    # A head has been sent; the response is complete, or was cut off.
+    answered = ended = False
+    _status = 200
+    _reason = "OK"
+    _headers: HTTPHeaders | None = None
+    # The handler that was made for it after all.
+    _late: Any = None
+    # While it runs.
+    _exchange: Exchange | None = None
+    # Why there is none.
+    _refusal: Exception | None = None
 
     def __init__(
         self,
@@ -69,8 +64,6 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         mounted: Mounted,
     ) -> None:
         self.request = request
-        # A head has been sent; the response is complete, or was cut off.
-        self.answered = self.ended = False
         self._application = application
         self._mounted = mounted
         self._options = mounted.options
@@ -78,15 +71,6 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         self._handler_class = handler_class
         assert request.connection is not None
         self._connection = server_connection(request.connection)
-        self._status = 200
-        self._reason = "OK"
-        self._headers: HTTPHeaders | None = None
-        # The handler that was made for it after all.
-        self._late: Any = None
-        # While it runs.
-        self._exchange: Exchange | None = None
-        # Why there is none.
-        self._refusal: Exception | None = None
 
     def begin(self) -> None:
         """Judge the request and take its body; :meth:`run` is to follow."""
@@ -96,7 +80,9 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
             client = options.client or self._application.settings.get("proxy_client") or default_client()
             self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
         except Exception as error:
+            # Answered by run(); the client is not to be asked for its body before that.
             self._refusal = error
+            connection.begin_body(True)
             return
         connection.begin_body(exchange.upload is not None)
         request.connection.set_close_callback(self.on_connection_close)  # type: ignore[union-attr]

@@ -96,19 +96,23 @@ def takes_trailers(source: HTTPServerRequest) -> bool:
 def _add_forwarding(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, trusted: bool
 ) -> None:
-    host, client = _public_host(inbound, source), source.remote_ip
-    forwarding = Forwarding(
-        # Tornado writes 0.0.0.0 for a unix-domain socket.
-        client if client is not None and client != "0.0.0.0" else "unknown",
-        source.protocol,
-        host,
-        _port(host, source.protocol),
-        inbound.prefix or None,
-    )
+    host = _public_host(inbound, source)
+    # Who asked once asks again.
+    forwarding_of = _known_forwarding if host is None or len(host) <= 255 else _forwarding
+    forwarding = forwarding_of(source.remote_ip, source.protocol, host, inbound.prefix)
     if options.forwarded is not Forwarded.RFC7239:
         add_x_forwarded(headers, forwarding, trusted)
     if options.forwarded is not Forwarded.X_FORWARDED:
         add_forwarded(headers, forwarding, trusted)
+
+
+def _forwarding(client: str | None, scheme: str, host: str | None, prefix: str | None) -> Forwarding:
+    # Tornado writes 0.0.0.0 for a unix-domain socket.
+    known = client is not None and client != "0.0.0.0"
+    return Forwarding(client if known else "unknown", scheme, host, _port(host, scheme), prefix or None)  # type: ignore[arg-type]
+
+
+_known_forwarding = lru_cache(maxsize=512)(_forwarding)
 
 
 def check_rewritten(request: UpstreamRequest) -> None:

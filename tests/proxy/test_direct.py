@@ -184,6 +184,7 @@ class TestAnswersOfOurOwn:
             ("OPTIONS", "/", [("Max-Forwards", "0")]),
             ("TRACE", "/", [("Max-Forwards", "0")]),
             ("POST", "/", [("Content-Length", "1000")]),
+            ("NONE", "/", [("Content-Length", "1000"), ("Expect", "100-continue")]),
             ("GET", "/", [("Via", ", ".join(["1.1 tornado_proxy"] * 9))]),
         ],
     )

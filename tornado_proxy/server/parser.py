@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tornado.httputil import HTTPHeaders
 
@@ -280,7 +281,16 @@ def _check_host(version: str, hosts: list[str] | None) -> None:
         if version == "HTTP/1.1":
             raise BadRequest("request has no Host")
         return
-    match = HOST.fullmatch(hosts[0])
-    # The port ends up in X-Forwarded-Port, which applications build URLs of.
-    if len(hosts) > 1 or match is None or int(match[1] or 0) > 65535:
+    host = hosts[0]
+    # Clients name few hosts, most of them short.
+    if len(hosts) > 1 or not (_known_host_ok(host) if len(host) <= 255 else _host_ok(host)):
         raise BadRequest("request has more than one Host, or an invalid one")
+
+
+def _host_ok(host: str) -> bool:
+    match = HOST.fullmatch(host)
+    # The port ends up in X-Forwarded-Port, which applications build URLs of.
+    return match is not None and int(match[1] or 0) <= 65535
+
+
+_known_host_ok = lru_cache(maxsize=256)(_host_ok)
