@@ -24,7 +24,7 @@ from tornado_proxy.connections import server_connection
 from tornado_proxy.downstream import Hooks, NoHooks
 from tornado_proxy.errors import BadRequest, ProxyError
 from tornado_proxy.forwarder import Exchange, refuse
-from tornado_proxy.handling import CLIENT_CLOSED, HandlerDownstream
+from tornado_proxy.handling import CLIENT_CLOSED, HandlerDownstream, as_it_came
 from tornado_proxy.headers import lines_of
 from tornado_proxy.heads import add_date
 from tornado_proxy.inbound import Mounted, judge
@@ -149,7 +149,7 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         # RFC 9110 section 15.2: never to a client of HTTP/1.0.
         if self.request.version != "HTTP/1.0":
-            self._connection.send_interim(status, reason, headers)
+            self._connection.send_interim(status, as_it_came(reason), headers)
 
     def send_own_answer(self) -> None:
         self._with_handler(HandlerDownstream.send_own_answer)
@@ -163,8 +163,8 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
             # The client would wait for an end that never comes.
             self._connection.close_after_response()
         self.answered = True
-        self._status, self._reason, self._headers = response.status, response.reason, headers
-        start_line = ResponseStartLine("", response.status, response.reason)
+        self._status, self._reason, self._headers = response.status, as_it_came(response.reason), headers
+        start_line = ResponseStartLine("", self._status, self._reason)
         return self.request.connection.write_headers(start_line, headers, chunk)  # type: ignore[union-attr]
 
     def send_chunk(self, chunk: bytes) -> Future[None]:

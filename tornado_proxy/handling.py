@@ -36,7 +36,7 @@ CLIENT_CLOSED = 499, "Client Closed Request"
 _REASONS = {499: CLIENT_CLOSED[1], 508: "Loop Detected"}
 
 
-def _as_it_came(reason: str) -> str:
+def as_it_came(reason: str) -> str:
     """Return what makes the bytes of ``reason``, one for each character, when a server writes it, which is in UTF-8."""
     if reason.isascii():
         return reason
@@ -208,7 +208,7 @@ class HandlerDownstream:
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         # RFC 9110 section 15.2: never to a client of HTTP/1.0.
         if self.request.version != "HTTP/1.0":
-            self._connection.send_interim(status, _as_it_came(reason), headers)
+            self._connection.send_interim(status, as_it_came(reason), headers)
 
     def send_own_answer(self) -> None:
         methods = set(self._options.methods)
@@ -224,7 +224,7 @@ class HandlerDownstream:
         handler = self.handler
         handler._status_code = response.status
         # Not set_status: it puts "Unknown" for a reason with "<" in it. This one was checked, and is not HTML here.
-        handler._reason = reason = _as_it_came(response.reason)
+        handler._reason = reason = as_it_came(response.reason)
         handler._headers = headers = self._merged(response.headers, mode)
         fields = lines_of(headers)
         if "Content-Length" not in fields and self.request.version != "HTTP/1.1":
