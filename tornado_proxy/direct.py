@@ -9,13 +9,14 @@ log line, ``on_done``) gets one after all, made as late as that.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
 from tornado.concurrent import Future
-from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, ResponseStartLine
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, RequestStartLine, ResponseStartLine
 from tornado.log import access_log
 from tornado.web import Application, RequestHandler
 
@@ -44,7 +45,7 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
     It is its own hooks too: all it has is the upstream and ``on_done``.
     """
 
-    # A head has been sent; the response is complete, or was cut off.
+    # A head has been sent, or none can be any more; the response is complete, or was cut off.
     answered = ended = False
     _status = 200
     _reason = "OK"
@@ -72,7 +73,7 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         assert request.connection is not None
         self._connection = server_connection(request.connection)
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Judge the request and take its body; :meth:`run` is to follow."""
         request, connection, options = self.request, self._connection, self._options
         try:
@@ -80,9 +81,7 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
             client = options.client or self._application.settings.get("proxy_client") or default_client()
             self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
         except Exception as error:
-            # Answered by run(); the client is not to be asked for its body before that.
             self._refusal = error
-            connection.begin_body(True)
             return
         connection.begin_body(exchange.upload is not None)
         request.connection.set_close_callback(self.on_connection_close)  # type: ignore[union-attr]
@@ -104,12 +103,19 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
             self._with_handler(partial(_handle_exception, exc=exc))
         finally:
             # They would wait for the garbage collector together.
-            self._exchange = None
-            if self._late is not None:
-                self._late._break_cycles()
-                self._late = None
+            self._exchange = self._refusal = None
+            self._drop_late()
 
     # -- the server calls these
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        self._begin()
+        task = asyncio.get_running_loop().create_task(self.run())
+        connection: Any = self.request.connection
+        # The answer of a request that is refused is not to be anticipated by a 100, or by a refusal of its body.
+        return task if self._refusal is not None and connection.has_body else None
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         room: Awaitable[None] | None = self._exchange.receive(chunk) if self._exchange is not None else None
@@ -214,7 +220,8 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
     # -- inside
 
     def _end(self) -> None:
-        self.ended = True
+        # Nothing is to be answered any more, be it that nothing was.
+        self.answered = self.ended = True
         application, connection = self._application, self.request.connection
         # It refers to us, and we to it.
         connection.set_close_callback(None)  # type: ignore[union-attr]
@@ -225,9 +232,10 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         """Return the handler, as it would be at the end of its life."""
         if self._late is None:
             self._late = handler = self._made()
-            handler._finished = handler._headers_written = True
+            handler._finished = True
             handler._status_code, handler._reason = self._status, self._reason
             if self._headers is not None:
+                handler._headers_written = True
                 handler._headers = self._headers
         return self._late  # type: ignore[no-any-return]
 
@@ -235,10 +243,18 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         handler: Any = self._handler_class(self._application, self.request, mounted=self._mounted)
         # It wants to be told.
         self.request.connection.set_close_callback(None)  # type: ignore[union-attr]
+        # As RequestHandler._execute() sets them; a mount's pattern has no groups.
+        handler.path_args, handler.path_kwargs = [], {}
         return handler
+
+    def _drop_late(self) -> None:
+        if self._late is not None:
+            self._late._break_cycles()
+            self._late = None
 
     def _with_handler(self, answer: Any) -> None:
         """Let a handler answer, which ends and logs it too."""
+        self._drop_late()
         self._late = handler = self._made()
         handler._transforms = []
         answer(HandlerDownstream(handler, self._options, self._connection, ProxyMixin))
@@ -252,10 +268,11 @@ def _handle_exception(downstream: HandlerDownstream, exc: Exception) -> None:
 
 def _logs(application: Application, status: int) -> bool:
     """Return whether ``Application.log_request`` would do something with a request that was forwarded."""
+    # Of the instance: it may have been set there.
+    if getattr(application.log_request, "__func__", None) is not Application.log_request:
+        return True
     function = application.settings.get("log_function")
     if function is not None:
         return getattr(function, "of_exchanges", True)
-    if type(application).log_request is not Application.log_request:
-        return True
     level = logging.INFO if status < 400 else logging.WARNING if status < 500 else logging.ERROR
     return access_log.isEnabledFor(level)

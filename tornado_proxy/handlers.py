@@ -69,18 +69,17 @@ class ProxyHandler(ProxyMixin, RequestHandler):
         return downstream.run(self._split_path)
 
     @classmethod
-    def take_directly(
-        cls, application: Application, request: HTTPServerRequest, *, mounted: Any = None, **options: Any
+    def _proxy_directly(
+        cls, application: Application, request: HTTPServerRequest, arguments: dict[str, Any]
     ) -> DirectDownstream | None:
         """Return what forwards ``request`` without a handler, ``None`` where that could be noticed.
 
-        Called by our own server in place of making the handler, with what the rule has for :meth:`initialize`.
+        Asked by our own server before it makes the handler; ``arguments`` are what the rule has for :meth:`initialize`.
         """
+        mounted: Mounted | None = arguments.get("mounted")
         if mounted is None or cls is not ProxyHandler or not nobody_asks(application, mounted.options):
             return None
-        downstream = DirectDownstream(cls, application, request, mounted)
-        downstream.begin()
-        return downstream
+        return DirectDownstream(cls, application, request, mounted)
 
     def _split_path(self, target: RequestTarget) -> tuple[str | None, str]:
         """Return the mount's prefix and the raw tail below it."""

@@ -166,6 +166,39 @@ class TestWhoLooksAfterwards:
         assert (await running.get("/")).status == 200
         assert logged == [200]
 
+    async def test_it_may_do_so_by_an_attribute_and_whatever_the_log_function_wants(self, proxy, echo):
+        logged = []
+        running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
+        running.app.log_request = lambda handler: logged.append(handler.get_status())
+        assert (await running.get("/")).status == 200
+        assert logged == [200]
+
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_what_they_see_of_one_that_has_left(self, proxy, upstream, handler_class):
+        seen = []
+
+        def on_done(handler, outcome):
+            seen.append((outcome.status, handler.get_status(), handler._finished, handler._headers_written))
+
+        running = await proxy(upstream.url, handler_class, on_done=on_done)
+        downstream = await running.ask("GET", "/x")
+        await upstream.request()
+        downstream.close()
+        await running.next_outcome()
+        assert running.access_log == [(499, "GET", "/x")]
+        assert seen == [(499, 499, True, False)]
+
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_the_handler_has_what_it_has_after_a_match(self, proxy, echo, handler_class):
+        seen = []
+
+        def on_done(handler, outcome):
+            seen.append((handler.path_args, handler.path_kwargs, handler.current_user))
+
+        running = await proxy(echo.url, handler_class, on_done=on_done)
+        assert (await running.get("/x")).status == 200
+        assert seen == [([], {}, None)]
+
 
 class TestAnswersOfOurOwn:
     """What we say ourselves is what a handler says."""
@@ -207,3 +240,23 @@ class TestAnswersOfOurOwn:
         running = await proxy.app([mount("/", echo.url)], app_settings={"proxy_client": "no such client"})
         del running.app.settings["log_function"]
         assert (await running.get("/")).status == 500
+
+    @pytest.mark.parametrize(
+        "rest",
+        [
+            b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+            b"Content-Length: 1000000000\r\n\r\n",
+            b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+            b"Content-Length: 5\r\n\r\nhello",
+        ],
+        ids=["asked for", "large", "malformed", "there"],
+    )
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_nothing_comes_before_a_refusal(self, proxy, echo, handler_class, rest):
+        running = await proxy(echo.url, handler_class)
+        downstream = await running.connect()
+        await downstream.send(b"NONE / HTTP/1.1\r\nHost: h\r\n" + rest)
+        downstream.expect("NONE")
+        assert (await downstream.read_head()).status == 501
+        assert running.access_log == [(501, "NONE", "/")]
+        assert echo.requests == []

@@ -114,7 +114,7 @@ class RoutedRequest(HTTPMessageDelegate):
             return delegate.headers_received(start_line, headers)
         if (direct := _directly(delegate)) is not None:
             self._delegate = direct
-            return None
+            return direct.headers_received(start_line, headers)
         self._lean = True
         if not delegate.stream_request_body:
             return None
@@ -141,14 +141,12 @@ class RoutedRequest(HTTPMessageDelegate):
 
 
 def _directly(delegate: _HandlerDelegate) -> HTTPMessageDelegate | None:
-    """Return what does the handler's work without one, where its class offers that; it is running then."""
-    take: Any = getattr(delegate.handler_class, "take_directly", None)
-    if take is None:
+    """Return what does the handler's work without one, where its class offers that."""
+    offer: Any = getattr(delegate.handler_class, "_proxy_directly", None)
+    if offer is None:
         return None
-    direct: Any = take(delegate.application, delegate.request, **delegate.handler_kwargs)
-    if direct is not None:
-        asyncio.get_running_loop().create_task(direct.run())
-    return direct  # type: ignore[no-any-return]
+    direct: HTTPMessageDelegate | None = offer(delegate.application, delegate.request, delegate.handler_kwargs)
+    return direct
 
 
 def _execute(delegate: _HandlerDelegate, has_body: bool) -> Awaitable[None] | None:
