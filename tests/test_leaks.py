@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.support.http2 import Http2, rst_stream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import Request, ScriptedUpstream, UpstreamConnection
 from tests.support.wire import WireClosed, chunk
-from tornado_proxy import draining, mount
+from tornado_proxy import ProxyHandler, draining, mount
 from tornado_proxy.clients import DEFAULT_CLIENT, close_clients, shared_client
 from tornado_proxy.server import HTTPServer as OwnServer
 
@@ -249,6 +250,10 @@ async def a_hundred_are_cut(client: Http2, seed: int) -> None:
         await client.send(rst_stream(stream))
 
 
+class Sub(ProxyHandler):
+    """Served by a handler of its own."""
+
+
 class TestAnExchangeThatEnded:
     @pytest.mark.parametrize("client", [Downstream, Http2], ids=["1.1", "2"])
     async def test_leaves_nothing_to_the_garbage_collector(self, proxy, upstream, client):
@@ -274,6 +279,49 @@ class TestAnExchangeThatEnded:
                 gc.enable()
         # The last one may not have been let go of yet.
         assert all(count <= 2 for count in left.values()), left
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"GET / HTTP/1.2\r\nHost: h\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nX-Padding: " + b"x" * 70_000 + b"\r\n",
+            b"NONE / HTTP/1.1\r\nHost: h\r\n",
+            b"CONNECT h:1 HTTP/1.1\r\nHost: h:1\r\n",
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 20\r\n",
+            b"GET / HTTP/1.1\r\nHost: h\r\nVia: " + b"1.1 tornado_proxy, " * 9 + b"\r\n",
+        ],
+        ids=["version", "coding", "size", "method", "CONNECT", "body", "loop"],
+    )
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_by_being_refused_leaves_nothing_either(
+        self, proxy, echo, monkeypatch, expect_log, handler_class, head
+    ):
+        """Whoever floods us with what is refused chooses how large what is left is."""
+        monkeypatch.setattr("tests.support.proxy.SERVER", "own")
+        expect_log("came through tornado_proxy", required=False)
+        running = await proxy.app([mount("/", echo.url, handler_class, max_body_size=10)])
+
+        async def refused() -> None:
+            async with await Downstream.connect(running.port) as downstream:
+                await downstream.send(head + b"Connection: close\r\n\r\n")
+                assert re.match(rb"HTTP/1.1 (4|5)", await downstream.read_until_closed())
+
+        await refused()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                await refused()
+            await asyncio.sleep(0)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = Counter(type(each).__name__ for each in gc.garbage)
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert not {name: count for name, count in left.items() if count > 2 and name in HOLDERS}, left
 
     @pytest.mark.parametrize("server", ["own", "tornado"])
     @pytest.mark.parametrize("who", ["downstream", "upstream before its head", "upstream in its body"])
@@ -324,3 +372,5 @@ class TestAnExchangeThatEnded:
 
 
 OURS = ("tornado_proxy", "tornado.")
+# What holds much besides.
+HOLDERS = {"frame", "traceback", "BadRequest", "HTTPHeaders", "DirectDownstream", "ProxyHandler", "Sub"}

@@ -120,6 +120,17 @@ class BadRequest(ProxyError):
     side = Side.DOWNSTREAM
 
 
+def refusal(status_code: int, message: str, *, phase: Phase | None = None) -> BadRequest:
+    """Return a ``BadRequest`` with a status of its own, to be raised at once.
+
+    Not by a name in the function that raises it: error and frame would hold each other, and with them all that was read
+    of the request, until the garbage collector comes.
+    """
+    error = BadRequest(message, phase=phase)
+    error.status_code = status_code
+    return error
+
+
 class BodyTooLarge(BadRequest):
     """The inbound body is larger than ``max_body_size``."""
 

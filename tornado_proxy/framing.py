@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tornado.httputil import HTTPHeaders
 
-from tornado_proxy.errors import BadRequest, InvalidResponse
+from tornado_proxy.errors import BadRequest, InvalidResponse, refusal
 from tornado_proxy.headers import TOKEN, lines_of
 
 # 10**18 - 1 fits a signed 64 bit integer, which is what libcurl and most upstreams count in.
@@ -155,9 +155,7 @@ def _require_chunked(lines: list[str]) -> None:
         if codings == ["chunked"]:
             return
         if "chunked" not in codings[:-1] and all(map(is_token, codings)):
-            error = BadRequest("request has a transfer coding other than chunked")
-            error.status_code = 501
-            raise error
+            raise refusal(501, "request has a transfer coding other than chunked")
     raise BadRequest("request has a malformed Transfer-Encoding")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_proxy.clients.dial import dial, tls_context
-from tornado_proxy.errors import BadRequest, Phase, ProxyError, Retry
+from tornado_proxy.errors import Phase, ProxyError, Retry, refusal
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import NO_BODY, Framing, header_value_ok
 from tornado_proxy.headers import lines_of
@@ -57,11 +57,11 @@ def check_upgrade(request: HTTPServerRequest, options: ProxyOptions) -> None:
     A request without ``Origin`` passes: every browser sends one, and no other client can be tricked by a foreign page.
     """
     if not options.websocket:
-        raise _forbidden("websocket is switched off here")
+        raise refusal(403, "websocket is switched off here", phase=Phase.UPGRADE)
     if options.origins is not None:
         for origin in request.headers.get_list("Origin"):
             if normalized_origin(origin) not in options.origins:
-                raise _forbidden("Origin is not one of allowed_origins")
+                raise refusal(403, "Origin is not one of allowed_origins", phase=Phase.UPGRADE)
 
 
 def accept_value(key: str) -> str:
@@ -79,12 +79,6 @@ def head_bytes(start_line: str, headers: HTTPHeaders) -> bytes:
     # Tornado's spelling of the names is as good for HTTP, but not for every program that reads them.
     fields = [f"{name.replace('Sec-Websocket-', 'Sec-WebSocket-')}: {value}" for name, value in headers.get_all()]
     return "\r\n".join([start_line, *fields, "Connection: Upgrade", "Upgrade: websocket", "", ""]).encode("latin-1")
-
-
-def _forbidden(message: str) -> BadRequest:
-    error = BadRequest(message, phase=Phase.UPGRADE)
-    error.status_code = 403
-    return error
 
 
 # The answer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tornado.httputil import HTTPServerRequest
 
 from tornado_proxy.connections import ServerConnection
-from tornado_proxy.errors import BadRequest
+from tornado_proxy.errors import refusal
 from tornado_proxy.framing import Framing, expects_continue, request_framing
 from tornado_proxy.handshake import wants_upgrade
 from tornado_proxy.headers import max_forwards
@@ -58,9 +58,7 @@ def judge(request: HTTPServerRequest, connection: ServerConnection, options: Pro
     framing = connection.framing or request_framing(request.version, request.headers)
     method = request.method
     if method not in options.methods:
-        error = BadRequest(f"method {method} is not forwarded; custom_http_methods can name it")
-        error.status_code = 501
-        raise error
+        raise refusal(501, f"method {method} is not forwarded; custom_http_methods can name it")
     target = parse_target(method, request.uri)
     prefix, tail = split(target)
     expects = expects_continue(request.version, request.headers, framing)

@@ -98,7 +98,11 @@ async def _connected(
             error = exc
         else:
             return transport
-    raise error
+    try:
+        raise error
+    finally:
+        # The two would hold each other.
+        del error
 
 
 def ready(transport: asyncio.BaseTransport, events: int) -> bool:

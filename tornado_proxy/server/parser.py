@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from tornado.httputil import HTTPHeaders
 
-from tornado_proxy.errors import BadRequest, BodyTooLarge
+from tornado_proxy.errors import BadRequest, BodyTooLarge, refusal
 from tornado_proxy.fieldlines import FieldLines
 from tornado_proxy.framing import NO_BODY, Framing, request_framing
 from tornado_proxy.headers import lines_of
@@ -86,9 +86,7 @@ def parse_head(data: str) -> RequestHead:
     method, target, version = match.groups()
     if version not in _VERSIONS:
         # RFC 9110 section 15.6.6. "PRI * HTTP/2.0" is one of these.
-        error = BadRequest(f"{version} is not spoken here")
-        error.status_code = 505
-        raise error
+        raise refusal(505, f"{version} is not spoken here")
     headers = _of_clients.headers(lines)
     fields = lines_of(headers)
     _check_host(version, fields.get("Host"))
@@ -121,9 +119,8 @@ def check_incomplete(data: bytearray, start: int, max_size: int) -> None:
 
 def too_large(data: bytearray, max_size: int) -> BadRequest:
     """Return the refusal of a head that is too large: 414 where the request line alone is, else 431."""
-    error = BadRequest(f"head of the request is larger than {max_size} bytes")
-    error.status_code = 431 if 0 <= data.find(b"\r\n") <= max_size else 414
-    return error
+    status = 431 if 0 <= data.find(b"\r\n") <= max_size else 414
+    return refusal(status, f"head of the request is larger than {max_size} bytes")
 
 
 def connection_options(value: str) -> set[str]:
@@ -265,9 +262,7 @@ class ChunkedBody:
 
 def too_many_trailers() -> BadRequest:
     """Return the refusal of a trailer section that is too large (RFC 6585 section 5)."""
-    error = BadRequest(f"more than {MAX_TRAILERS} trailers, or more than {MAX_TRAILERS_SIZE} bytes of them")
-    error.status_code = 431
-    return error
+    return refusal(431, f"more than {MAX_TRAILERS} trailers, or more than {MAX_TRAILERS_SIZE} bytes of them")
 
 
 def body_too_large(limit: int) -> BodyTooLarge:

@@ -14,7 +14,6 @@ from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.clients.curl.sockets import SocketWatch
 from tornado_proxy.errors import (
-    BadRequest,
     ConnectError,
     ConnectTimeout,
     InvalidResponse,
@@ -23,6 +22,7 @@ from tornado_proxy.errors import (
     Retry,
     UpstreamClosed,
     UpstreamError,
+    refusal,
 )
 from tornado_proxy.fieldlines import parse_fields
 from tornado_proxy.flow import BodyPipe
@@ -132,9 +132,7 @@ def _header_lines(request: UpstreamRequest) -> list[bytes]:
     if isinstance(request.body, BodyPipe) and request.body.length is None:
         lines.append("Transfer-Encoding: chunked")
     if len(lines) > _MAX_LINES:
-        error = BadRequest(f"request has more than {_MAX_LINES} header lines", phase=Phase.SEND)
-        error.status_code = 431
-        raise error
+        raise refusal(431, f"request has more than {_MAX_LINES} header lines", phase=Phase.SEND)
     return "\n".join(lines).encode("latin-1").split(b"\n")
 
 

@@ -13,7 +13,7 @@ from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from tornado.escape import native_str
 from tornado.httputil import HTTPHeaders
 
-from tornado_proxy.errors import BadRequest
+from tornado_proxy.errors import BadRequest, refusal
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing, header_value_ok, is_token, request_framing
 from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, made_of, nominated
 from tornado_proxy.server.parser import HOST, MAX_TRAILERS, MAX_TRAILERS_SIZE, RequestHead, too_many_trailers
@@ -61,9 +61,7 @@ def request_head(fields: Fields, *, ended: bool, max_size: int) -> RequestHead:
     """
     size = sum([len(name) + len(value) for name, value in fields]) + _OVERHEAD * len(fields)
     if size > max_size:
-        error = BadRequest(f"head of the request is larger than {max_size} bytes")
-        error.status_code = 431
-        raise error
+        raise refusal(431, f"head of the request is larger than {max_size} bytes")
     pseudo: dict[bytes, bytes] = {}
     at = 0
     for name, value in fields:
@@ -149,9 +147,7 @@ def _refused_connect(pseudo: dict[bytes, bytes]) -> Exception:
     """Section 8.5. Nobody here can use a tunnel: SETTINGS_ENABLE_CONNECT_PROTOCOL is 0, and a gateway is no proxy."""
     if b":scheme" in pseudo or b":path" in pseudo or not pseudo.get(b":authority"):
         return Malformed("CONNECT with more or less than its authority")
-    error = BadRequest("CONNECT is not accepted")
-    error.status_code = 501
-    return error
+    return refusal(501, "CONNECT is not accepted")
 
 
 def _path(method: bytes, pseudo: dict[bytes, bytes]) -> str:
