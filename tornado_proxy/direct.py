@@ -17,7 +17,7 @@ from typing import Any
 
 from tornado.concurrent import Future
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, RequestStartLine, ResponseStartLine
-from tornado.log import access_log
+from tornado.log import access_log, app_log
 from tornado.web import Application, RequestHandler
 
 from tornado_proxy.clients import default_client, shared_client
@@ -98,9 +98,10 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
                 await refuse(self, self._refusal)
             elif self._refusal is not None:
                 raise self._refusal
-        except Exception as exc:
-            # Nobody's hook, so ours or a client's: answered and logged as Tornado does that.
-            self._with_handler(partial(_handle_exception, exc=exc))
+        except (Exception, asyncio.CancelledError) as exc:
+            # Nobody's hook, so ours or a client's, or somebody has cancelled all tasks.
+            if self._answer_for(exc):
+                raise
         finally:
             # They would wait for the garbage collector together.
             self._exchange = self._refusal = None
@@ -247,6 +248,19 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         handler.path_args, handler.path_kwargs = [], {}
         return handler
 
+    def _answer_for(self, exc: BaseException) -> bool:
+        """Answer and log as ``RequestHandler._execute()`` does; return whether ``exc`` is for the task itself."""
+        task = asyncio.current_task()
+        cancelled = isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+        try:
+            if not cancelled:
+                self._with_handler(partial(_handle_exception, exc=exc))
+            elif not self.ended:
+                self._with_handler(_handle_cancellation)
+        except Exception:
+            app_log.error("Exception in exception handler", exc_info=True)
+        return cancelled
+
     def _drop_late(self) -> None:
         if self._late is not None:
             self._late._break_cycles()
@@ -257,13 +271,18 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         self._drop_late()
         self._late = handler = self._made()
         handler._transforms = []
+        handler._finished = self.ended
         answer(HandlerDownstream(handler, self._options, self._connection, ProxyMixin))
         self._status, self._reason, self._headers = handler._status_code, handler._reason, handler._headers
         self.answered = self.ended = True
 
 
-def _handle_exception(downstream: HandlerDownstream, exc: Exception) -> None:
+def _handle_exception(downstream: HandlerDownstream, exc: BaseException) -> None:
     downstream.handler._handle_request_exception(exc)
+
+
+def _handle_cancellation(downstream: HandlerDownstream) -> None:
+    downstream.handler.send_error(500)
 
 
 def _logs(application: Application, status: int) -> bool:

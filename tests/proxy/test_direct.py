@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
-from tornado.web import Application, GZipContentEncoding
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, GZipContentEncoding, HTTPError
 
 from tests.support import proxy as support
 from tests.support.process import free_port
 from tornado_proxy import ProxyHandler, mount
+from tornado_proxy.clients.base import HTTPClient
 
 
 @pytest.fixture(autouse=True)
@@ -260,3 +263,57 @@ class TestAnswersOfOurOwn:
         assert (await downstream.read_head()).status == 501
         assert running.access_log == [(501, "NONE", "/")]
         assert echo.requests == []
+
+
+class Odd(HTTPClient):
+    """Fails as no client should."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def send(self, request):
+        if self.error is None:
+            asyncio.current_task().cancel()
+            await asyncio.sleep(0)
+        raise self.error()
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+class TestWhatNobodyExpects:
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (ValueError, 500),
+            (asyncio.CancelledError, 500),
+            (None, 500),
+            (lambda: HTTPError(418), 418),
+            (StreamClosedError, 499),
+        ],
+        ids=["error", "cancelled inside", "cancelled", "an answer", "closed"],
+    )
+    async def test_of_a_client(self, proxy, expect_log, handler_class, error, status):
+        expect_log("Uncaught exception", required=status == 500 and error is not None)
+        expect_log("418", required=False)
+        running = await proxy("http://127.0.0.1:9", handler_class, client=Odd(error))
+        downstream = await running.ask("GET", "/")
+        if status == 499:
+            assert await downstream.read_until_closed() == b""
+        else:
+            assert (await downstream.read_response()).status == status
+            assert (await downstream.exchange("GET", "/")).status == status
+        assert running.access_log[0] == (status, "GET", "/")
+
+    async def test_of_a_log_function(self, proxy, handler_class, expect_log):
+        def log_function(handler):
+            raise RuntimeError
+
+        expect_log("Uncaught exception")
+        rule = mount("/", f"http://127.0.0.1:{free_port()}", handler_class, retries=0)
+        expect_log("Could not connect|refused|write_error|Failed to flush|Cannot send error|in exception handler")
+        running = await proxy.app([rule], app_settings={"log_function": log_function})
+        async with await running.connect() as downstream:
+            for _ in range(2):
+                assert (await downstream.exchange("GET", "/")).status == 502
