@@ -2,8 +2,9 @@
 
 A browser sends the same ``User-Agent`` and ``Accept`` with each request, an upstream the same ``Server`` and
 ``Content-Type`` with each response. A line that was found good once, and what it says, is kept; to look it up takes a
-tenth of checking, decoding and splitting it. Others choose the lines, so there are limits to how many and how long, and
-those that hold secrets are not kept at all.
+tenth of checking, decoding and splitting it. Others choose the lines, so there are limits to how many and how long.
+Kept are only lines of fields that are known to come again and to hold nobody's secret: which fields do hold one
+(X-Api-Key, Private-Token, ...) nobody can list.
 """
 
 from __future__ import annotations
@@ -25,8 +26,64 @@ _MOST_LINES = 500
 _LONGEST_LINE = 256
 _MOST_OF_A_HEAD = 100
 
-# Kept by nobody a moment longer than needed.
-_SECRET = frozenset({"Authorization", "Cookie", "Proxy-Authorization", "Set-Cookie"})
+# What clients, the proxies in front of us, and upstreams say again and again.
+_RECURRING = frozenset(
+    {
+        "Accept",
+        "Accept-Charset",
+        "Accept-Encoding",
+        "Accept-Language",
+        "Accept-Ranges",
+        "Access-Control-Allow-Credentials",
+        "Access-Control-Allow-Headers",
+        "Access-Control-Allow-Methods",
+        "Access-Control-Allow-Origin",
+        "Age",
+        "Allow",
+        "Alt-Svc",
+        "Cache-Control",
+        "Connection",
+        "Content-Encoding",
+        "Content-Language",
+        "Content-Length",
+        "Content-Type",
+        "Date",
+        "Dnt",
+        "Expect",
+        "Expires",
+        "Host",
+        "Keep-Alive",
+        "Pragma",
+        "Priority",
+        "Referrer-Policy",
+        "Sec-Ch-Ua",
+        "Sec-Ch-Ua-Mobile",
+        "Sec-Ch-Ua-Platform",
+        "Sec-Fetch-Dest",
+        "Sec-Fetch-Mode",
+        "Sec-Fetch-Site",
+        "Sec-Fetch-User",
+        "Sec-Gpc",
+        "Server",
+        "Strict-Transport-Security",
+        "Te",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Upgrade-Insecure-Requests",
+        "User-Agent",
+        "Vary",
+        "Via",
+        "X-Content-Type-Options",
+        "X-Forwarded-Host",
+        "X-Forwarded-Port",
+        "X-Forwarded-Proto",
+        "X-Frame-Options",
+        "X-Powered-By",
+        "X-Requested-With",
+        "X-Xss-Protection",
+    }
+)
 
 
 class FieldLines(Generic[AnyStr]):
@@ -55,7 +112,7 @@ class FieldLines(Generic[AnyStr]):
     def _learn(self, line: AnyStr, of: int) -> tuple[str, str]:
         name, value = self._read(line)
         field = self._spelling[name], value.strip(" \t")
-        if len(line) <= _LONGEST_LINE and of <= _MOST_OF_A_HEAD and field[0] not in _SECRET:
+        if len(line) <= _LONGEST_LINE and of <= _MOST_OF_A_HEAD and field[0] in _RECURRING:
             if len(self._known) >= _MOST_LINES:
                 # Whoever sends others each time must not keep out those who do not.
                 self._known.clear()

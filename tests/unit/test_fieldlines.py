@@ -72,7 +72,7 @@ class TestMemory:
             assert pairs(fields.headers(["accept: text/html", "X-A:1", "X-A: 2"])) == [
                 ("Accept", "text/html"), ("X-A", "1"), ("X-A", "2"),
             ]  # fmt: skip
-        assert self.read == ["accept: text/html", "X-A:1", "X-A: 2"]
+        assert self.read == ["accept: text/html", "X-A:1", "X-A: 2", *["X-A:1", "X-A: 2"] * 2]
 
     def test_what_is_no_line_is_refused_each_time(self, fields: FieldLines[str]) -> None:
         for _ in range(3):
@@ -80,28 +80,32 @@ class TestMemory:
                 fields.headers(["no colon"])
 
     def test_headers_can_be_changed_without_changing_what_is_remembered(self, fields: FieldLines[str]) -> None:
-        first = fields.headers(["A: 1"])
-        first.add("A", "2")
+        first = fields.headers(["Via: 1"])
+        first.add("Via", "2")
         first["B"] = "3"
-        assert pairs(fields.headers(["A: 1"])) == [("A", "1")]
+        assert pairs(fields.headers(["Via: 1"])) == [("Via", "1")]
 
-    @pytest.mark.parametrize("name", ["Authorization", "cookie", "Set-Cookie", "PROXY-AUTHORIZATION"])
+    @pytest.mark.parametrize(
+        "name",
+        ["Authorization", "cookie", "Set-Cookie", "PROXY-AUTHORIZATION", "Authentication-Info", "X-Api-Key", "Referer",
+         "Location", "X-Amz-Security-Token", "Sec-WebSocket-Protocol", "Content-Security-Policy", "X-Whatever"],
+    )  # fmt: skip
     def test_secrets_are_not_kept(self, fields: FieldLines[str], name: str) -> None:
         fields.headers([f"{name}: secret"])
         assert "secret" not in repr(vars(fields))
 
     def test_nor_long_lines(self, fields: FieldLines[str]) -> None:
-        fields.headers(["A: " + "x" * fieldlines._LONGEST_LINE])
+        fields.headers(["Accept: " + "x" * fieldlines._LONGEST_LINE])
         assert not fields._known
 
     def test_nor_a_flood_of_them(self, fields: FieldLines[str]) -> None:
-        fields.headers([f"A: {n}" for n in range(fieldlines._MOST_OF_A_HEAD + 1)])
+        fields.headers([f"Accept: {n}" for n in range(fieldlines._MOST_OF_A_HEAD + 1)])
         assert not fields._known
 
     def test_others_cannot_fill_it(self, fields: FieldLines[str]) -> None:
         for n in range(3000):
-            fields.headers([f"x-{n}: 1", f"{'y' * 100}{n}: 2"])
-        assert len(fields._known) <= fieldlines._MOST_LINES
+            fields.headers([f"x-{n}: 1", f"{'y' * 100}{n}: 2", f"Via: {n}"])
+        assert 0 < len(fields._known) <= fieldlines._MOST_LINES
         assert len(fields._spelling) <= 1000
         assert max(map(len, fields._spelling)) <= 64
         fields.headers(["Accept: */*"])
