@@ -62,7 +62,7 @@ class BodyPipe:
         # Bytes held now, and bytes that were ever accepted. What the consumer has, and may still hold, is in neither.
         self.size = 0
         self.total = 0
-        # When bytes last came in and went out, in loop time.
+        # When bytes last came in and went out, by time.monotonic().
         self.last_write = self.last_read = monotonic()
         # The fields to send behind the body, if any; there before close() is called.
         self.trailers: HTTPHeaders | None = None

@@ -8,7 +8,7 @@ Which limit applies follows from whom the exchange is waiting for, so that nobod
 4. the request is sent, no head yet: ``response_timeout`` from the last byte sent.
 5. the body is coming: ``idle_timeout`` without a byte either way.
 
-``total_timeout`` applies always. Times are the loop's, which is monotonic: a clock that is set does not matter.
+``total_timeout`` applies always. Times are those of ``time.monotonic()``: a clock that is set does not matter.
 
 Most exchanges are over in milliseconds, long before any limit. So a watchdog begins in a nursery, and gets a timer of
 its own only when a look at the nursery, a tenth of a second later, finds it still there.
@@ -247,7 +247,8 @@ class Watchdog:
 
     def _look_at(self, when: float) -> None:
         self._due = when
-        self._timer = self._loop.call_at(when, self._look)
+        # Not call_at: whose clock a loop keeps is its own business.
+        self._timer = self._loop.call_later(max(when - monotonic(), 0.0), self._look)
 
     def _deadline(self) -> tuple[float, Callable[[], ProxyError] | None] | None:
         """Return when to look again, and the error if nothing has changed by then."""

@@ -11,6 +11,7 @@ import pytest
 from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, until, upload_head
 from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk
 from tornado_proxy import draining
+from tornado_proxy.errors import UpstreamTimeout
 from tornado_proxy.messages import Outcome
 from tornado_proxy.options import ProxyOptions
 from tornado_proxy.timeouts import Watchdog
@@ -410,3 +411,33 @@ class TestUvloop:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(late())
         assert not errors
+
+
+class ClockOfItsOwn(asyncio.SelectorEventLoop):
+    """Its time begins with it: which clock a loop keeps is not said anywhere."""
+
+    def __init__(self) -> None:
+        self.began = monotonic()
+        super().__init__()
+
+    def time(self) -> float:
+        return super().time() - self.began
+
+
+class TestALoopWithAClockOfItsOwn:
+    def test_keeps_the_limits_too(self):
+        errors = []
+
+        async def wait() -> None:
+            over = asyncio.get_running_loop().create_future()
+            options = ProxyOptions(upstream="http://h", response_timeout=0.15)
+            watchdog = Watchdog(
+                options, lambda error: (errors.append(error), over.set_result(None)), lambda: 0, lambda: False
+            )
+            watchdog.request_started(None, "http://h")
+            await asyncio.wait_for(over, 5)
+            watchdog.stop()
+
+        with asyncio.Runner(loop_factory=ClockOfItsOwn) as runner:
+            runner.run(wait())
+        assert [type(error) for error in errors] == [UpstreamTimeout]
