@@ -123,8 +123,9 @@ def _names_taken(*sections: HTTPHeaders) -> set[str]:
     """Return the names of the first section, and all that a Connection of any nominates, whether it may or not."""
     taken = set(map(_plain, sections[0]))
     for section in sections:
-        for line in section.get_list("Connection"):
-            taken.update([_plain(name.strip(" \t")) for name in line.split(",")])
+        # Each once: 64 KB of commas would take 20 ms.
+        for name in set(",".join(section.get_list("Connection")).split(",")):
+            taken.add(_plain(name.strip(" \t")))
     return taken
 
 

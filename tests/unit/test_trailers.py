@@ -3,6 +3,7 @@
 import pytest
 from tornado.httputil import HTTPHeaders
 
+from tornado_proxy import trailers
 from tornado_proxy.trailers import MAX_LINES, announced, field_lines, names_listed, trailer_fields, upstream_trailers
 
 
@@ -148,6 +149,15 @@ class TestAnnounced:
         """It is a hint, and 64 KB of it would be work."""
         names = [f"X-{number}" for number in range(MAX_LINES + 1)]
         assert announced(headers(("Trailer", ", ".join(names)))) == ", ".join(names[:-1])
+
+    def test_a_name_is_looked_at_once_however_often_it_is_nominated(self, monkeypatch):
+        looked_at = []
+        plain = trailers._plain
+        monkeypatch.setattr(trailers, "_plain", lambda name: (looked_at.append(name), plain(name))[1])
+        assert (
+            announced(headers(("Trailer", "X-A"), ("Connection", "a," * 10_000), ("Connection", "," * 10_000))) == "X-A"
+        )
+        assert len(looked_at) < 10
 
     def test_what_a_hook_lists(self):
         assert list(names_listed(headers(("Trailer", "x-a, X-B"), ("trailer", "x-a,content-length")))) == [
