@@ -59,6 +59,11 @@ class TestStartUpErrors:
             ({"client_options": {"max_idle_seconds": 10**12}}, ["max_idle_seconds"]),
             ({"client_options": {"max_connection_seconds": 0}}, ["max_connection_seconds", "such as 100"]),
             (
+                {"client": "simple", "client_options": {"max_connection_seconds": None}},
+                ["max_connection_seconds", "None"],
+            ),
+            ({"client": "httpx", "client_options": {"max_idle_seconds": None}}, ["max_idle_seconds", "None"]),
+            (
                 {"client": "simple", "client_options": {"max_connection_seconds": 1.5}},
                 ["max_connection_seconds", "such as 100"],
             ),

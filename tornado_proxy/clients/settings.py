@@ -41,8 +41,11 @@ class Settings:
         if not isinstance(self.validate_cert, bool):
             raise ValueError(f"validate_cert {self.validate_cert!r} is not a bool; write True or False")
         for name in ("max_clients", "max_idle_connections", "max_idle_seconds", "max_connection_seconds"):
-            number = getattr(self, name, None)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+            # Not every client knows all of them.
+            number = getattr(self, name, 1)
+            if name == "max_clients" and number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} {number!r} is not a positive whole number; write one such as 100")
 
     @classmethod
