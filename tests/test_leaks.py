@@ -323,6 +323,33 @@ class TestAnExchangeThatEnded:
             gc.enable()
         assert not {name: count for name, count in left.items() if count > 2 and name in HOLDERS}, left
 
+    async def test_at_a_second_attempt_leaves_nothing_of_the_first(self, proxy, upstream, monkeypatch):
+        monkeypatch.setattr("tests.support.proxy.SERVER", "own")
+
+        async def leave_after(conn: UpstreamConnection, request: Request) -> None:
+            await conn.respond(200)
+            # What was kept is dead when it is used again.
+            conn.close()
+
+        upstream.serve(leave_after)
+        running = await proxy.app([mount("/", upstream.url)])
+        async with await Downstream.connect(running.port) as downstream:
+            assert (await downstream.exchange("GET", "/")).complete
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    assert (await downstream.exchange("GET", "/")).complete
+                await asyncio.sleep(0)
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                left = Counter(type(each).__name__ for each in gc.garbage)
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
+        assert not {name: count for name, count in left.items() if count > 2 and name in HOLDERS}, left
+
     @pytest.mark.parametrize("server", ["own", "tornado"])
     @pytest.mark.parametrize("who", ["downstream", "upstream before its head", "upstream in its body"])
     async def test_early_leaves_no_more(self, upstream, expect_log, server, who):
@@ -373,4 +400,13 @@ class TestAnExchangeThatEnded:
 
 OURS = ("tornado_proxy", "tornado.")
 # What holds much besides.
-HOLDERS = {"frame", "traceback", "BadRequest", "HTTPHeaders", "DirectDownstream", "ProxyHandler", "Sub"}
+HOLDERS = {
+    "frame",
+    "traceback",
+    "BadRequest",
+    "HTTPHeaders",
+    "DirectDownstream",
+    "ProxyHandler",
+    "Sub",
+    "UpstreamRequest",
+}

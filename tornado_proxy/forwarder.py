@@ -336,6 +336,8 @@ class Exchange:
             except UpstreamError as error:
                 if not await self._may_retry(request, error):
                     raise
+                # Nobody sees it any more. It refers to the client's frames, and they to it.
+                error.__traceback__ = None
 
     async def _choose_upstream(self) -> UpstreamURL | None:
         chosen = self.hooks.choose_upstream()
