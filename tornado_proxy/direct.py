@@ -15,6 +15,7 @@ from collections.abc import Awaitable
 from functools import partial
 from typing import Any
 
+import tornado.web
 from tornado.concurrent import Future
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, RequestStartLine, ResponseStartLine
 from tornado.log import access_log, app_log
@@ -34,9 +35,18 @@ from tornado_proxy.mixin import ProxyMixin
 from tornado_proxy.options import HeadersMode, ProxyOptions
 
 
+def _life() -> tuple[Any, ...]:
+    return RequestHandler.__init__, RequestHandler._execute, RequestHandler.on_finish
+
+
+# Tornado's own, empty where somebody has come before us. What traces requests (OpenTelemetry, Sentry, ...) puts its own
+# in place of one of these, and would see nothing of a request without a handler.
+_TORNADOS = _life() if all(getattr(method, "__globals__", None) is vars(tornado.web) for method in _life()) else ()
+
+
 def nobody_asks(application: Application, options: ProxyOptions) -> bool:
     """Return whether a handler would be asked nothing before the response is out."""
-    return not (options.hooked or application.transforms)
+    return not (options.hooked or application.transforms) and _life() == _TORNADOS
 
 
 class DirectDownstream(NoHooks, HTTPMessageDelegate):

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 from tornado.iostream import StreamClosedError
-from tornado.web import Application, GZipContentEncoding, HTTPError
+from tornado.web import Application, GZipContentEncoding, HTTPError, RequestHandler
 
 from tests.support import proxy as support
 from tests.support.process import free_port
@@ -100,6 +100,22 @@ class TestWhoNeedsAHandler:
         assert running.app.transforms == [GZipContentEncoding]
         assert (await running.get("/")).status == 200
         assert [answered for _, answered in made] == [False]
+
+    @pytest.mark.parametrize("method", ["__init__", "_execute", "on_finish"])
+    async def test_so_it_is_where_handlers_are_traced(self, proxy, echo, made, monkeypatch, method):
+        """As OpenTelemetry, Datadog and Sentry do that, whenever they begin with it."""
+        running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
+        assert (await running.get("/")).status == 200
+        traced = []
+        tornados = getattr(RequestHandler, method)
+
+        def traces(self, *args, **kwargs):
+            traced.append(self)
+            return tornados(self, *args, **kwargs)
+
+        monkeypatch.setattr(RequestHandler, method, traces)
+        assert (await running.get("/")).status == 200
+        assert [(handler, False) for handler in traced] == made
 
 
 class TestWhoLooksAfterwards:
