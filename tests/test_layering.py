@@ -14,6 +14,7 @@ LAYERS = [
     ["headers"],
     ["fieldlines"],
     ["urls", "framing", "trailers"],
+    ["references"],
     ["server.parser", "server.detach", "server.link"],
     ["server.request", "server.application"],
     ["server.http2", "server.http2.limits", "server.http2.frames", "server.http2.heads"],

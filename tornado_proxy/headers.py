@@ -1,4 +1,4 @@
-"""Header rules of a gateway: RFC 9110 section 7.6, RFC 7239, and what points at the upstream in a response.
+"""Header rules of a gateway: which fields pass, and which we add (RFC 9110 section 7.6, RFC 7239).
 
 Pure functions: nothing here touches a socket, a handler or an option. Names are compared in the form in which
 ``HTTPHeaders`` keeps its keys (``Te``, ``X-Real-Ip``), so no name is lower-cased on the way, and a head is looked at
@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tornado.httputil import HTTPHeaders
 
 # RFC 9110 section 5.6.2.
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-
-DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # RFC 9110 section 7.6.1, and the Proxy-* fields (section 11.7), which are for us and not for the upstream.
 HOP_BY_HOP = frozenset(
@@ -119,13 +117,7 @@ _LONGEST_NAME = 64
 _DIGESTS = ("Content-Md5", "Digest", "Content-Digest", "Repr-Digest")
 
 _COMMENT_PARTS = re.compile(r"\\.?|[()]|[^()\\]+", re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NEITHER_LETTER_NOR_HYPHEN = re.compile(r"[^0-9A-Za-z-]")
-_URL_REFERENCE = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.\-]*):)?//([^/?#]*)([^?#]*)(.*)", re.DOTALL)
-_PATH_REFERENCE = re.compile(r"(/[^?#]*)(.*)", re.DOTALL)
-_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@\\\s]+))(?::([0-9]{0,5}))?")
-# At most one way to match each character, so that it cannot backtrack far.
-_REFRESH = re.compile(r"([\s0-9.]*(?:[;,]\s*)?url\s*=\s*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def spelled(name: str) -> str:
@@ -166,19 +158,6 @@ class _Passing(dict[str, int]):
 
 
 _passing = _Passing()
-
-
-class UpstreamBase(Protocol):
-    """The part of an ``urls.UpstreamURL`` that the rewriting of a response needs."""
-
-    @property
-    def scheme(self) -> str: ...
-    @property
-    def host(self) -> str: ...
-    @property
-    def effective_port(self) -> int: ...
-    @property
-    def path(self) -> str: ...
 
 
 def lines_of(headers: HTTPHeaders) -> dict[str, list[str]]:
@@ -365,108 +344,6 @@ def max_forwards(method: str, headers: HTTPHeaders) -> int | None:
     return int(value[:10]) if value.isascii() and value.isdigit() else None
 
 
-def tail_below(prefix: str, path: str) -> str | None:
-    """Return what follows ``prefix`` in ``path``, ``None`` unless it ends there or goes on with a slash.
-
-    ``prefix`` has no slash at its end; ``""`` is above every path.
-    """
-    if not prefix:
-        return path
-    if not path.startswith(prefix):
-        return None
-    tail = path[len(prefix) :]
-    return tail if not tail or tail[0] == "/" else None
-
-
-def rewrite_location(value: str, *, upstream: UpstreamBase, mount: str | None, scheme: str, host: str | None) -> str:
-    """Return a Location or Content-Location as the downstream must see it (RFC 9110 sections 8.7 and 10.2.2).
-
-    What points to the upstream's base or below comes back under ``mount``: a URL of the upstream's origin with the
-    public ``scheme`` and ``host``, ``//host/path`` with ``host``, an absolute path as a path. ``host`` ``None`` means
-    that the request named none; then they become paths too. ``mount`` ``None`` means that the prefix is not known; then
-    only the origin is replaced, and only above an empty base path. A path that already is under the mount, above an
-    empty base, keeps its path. All else is returned byte for byte: relative references, other hosts, garbage. Query and
-    fragment are never changed. Never raises.
-    """
-    if _CONTROL.search(value):
-        return value
-    base = upstream.path.rstrip("/")
-
-    url = _URL_REFERENCE.fullmatch(value)
-    if url is not None:
-        given_scheme, authority, path, rest = url.groups()
-        if not _is_upstream(given_scheme, authority, upstream):
-            return value
-        public = path if mount is None and not base else _under_mount(path, base, mount)
-        if public is None:
-            return value
-        if host is None:
-            return _path_only(public or "/") + rest
-        origin = f"//{host}" if given_scheme is None else f"{scheme}://{host}"
-        return f"{origin}{public}{rest}"
-
-    reference = _PATH_REFERENCE.fullmatch(value)
-    if reference is None:
-        return value
-    public = _under_mount(reference[1], base, mount)
-    if public is None:
-        return value
-    return (public if reference[1] == public else _path_only(public)) + reference[2]
-
-
-def rewrite_refresh(value: str, *, upstream: UpstreamBase, mount: str | None, scheme: str, host: str | None) -> str:
-    """Return a Refresh with its URL as ``rewrite_location`` would have it, all else byte for byte.
-
-    Refresh is in no RFC; the syntax is that of the HTML standard: ``5; url=/x``, the URL bare or in quotes.
-    """
-    match = _REFRESH.fullmatch(value)
-    if match is None:
-        return value
-    head, url = match.groups()
-    tail = ""
-    if url[:1] in ("'", '"'):
-        quote = url[0]
-        url, closing, tail = url[1:].partition(quote)
-        head, tail = head + quote, closing + tail
-    return head + rewrite_location(url, upstream=upstream, mount=mount, scheme=scheme, host=host) + tail
-
-
-def rewrite_set_cookie(
-    value: str,
-    *,
-    base: str,
-    mount: str | None,
-    domain: str | None = None,
-    path: str | None = None,
-    upstream_host: str | None = None,
-) -> str:
-    """Return one Set-Cookie line as the downstream must see it (RFC 6265 section 4.1).
-
-    A Path at the upstream's ``base`` or below comes back under ``mount``; the base itself becomes the mount without a
-    slash at its end, so that the cookie is sent to ``/foo`` as well as to ``/foo/x``. ``domain`` and ``path`` replace
-    the value of an attribute that is there, and add none. With ``upstream_host``, a Domain that names it is removed,
-    because no browser takes it from another host. All else stays byte for byte, and so does a ``__Host-`` cookie,
-    which is valid only with ``Path=/`` and without Domain.
-    """
-    pair, *attributes = value.split(";")
-    if not attributes or pair.lstrip()[:7].lower() == "__host-":
-        return value
-    parts = [pair]
-    for attribute in attributes:
-        name, _, content = attribute.partition("=")
-        kind, content = name.strip().lower(), content.strip()
-        if kind == "path":
-            new = _cookie_path(content, base, mount) if path is None else path
-        elif kind == "domain":
-            new = domain
-            if domain is None and upstream_host and content.lstrip(".").lower() == upstream_host.lower():
-                continue
-        else:
-            new = None
-        parts.append(attribute if new is None or new == content else f"{name.rstrip()}={new}")
-    return ";".join(parts)
-
-
 @lru_cache(maxsize=64)
 def _via_member(version: str, pseudonym: str) -> str:
     return f"{version.removeprefix('HTTP/')} {pseudonym}"
@@ -540,47 +417,3 @@ def _without_comments(value: str) -> str:
             opened.append(len(kept))
         kept.append(part)
     return "".join(kept)
-
-
-def _is_upstream(scheme: str | None, authority: str, upstream: UpstreamBase) -> bool:
-    """True when scheme and authority are the upstream's; userinfo never is."""
-    if scheme is not None and scheme.lower() != upstream.scheme:
-        return False
-    match = _AUTHORITY.fullmatch(authority)
-    if match is None:
-        return False
-    ipv6, name, port = match.groups()
-    if (ipv6 or name).lower() != upstream.host.lower():
-        return False
-    return (int(port) if port else DEFAULT_PORTS[upstream.scheme]) == upstream.effective_port
-
-
-def _path_only(path: str) -> str:
-    """Return a reference to ``path`` on the same host.
-
-    "/bar//evil" under the mount "/" would become "//evil", another host. RFC 3986 section 4.2 has the cure, and
-    browsers take "\\" for "/".
-    """
-    return "/." + path if path[1:2] in ("/", "\\") else path
-
-
-def _under_mount(path: str, base: str, mount: str | None) -> str | None:
-    """Return the public path for a path of the upstream, ``None`` when it has none."""
-    if mount is None:
-        return None
-    mount = mount.rstrip("/")
-    # Above an empty base, a path that starts with the mount most likely comes from an upstream that knows the mount
-    # (X-Forwarded-Prefix). Prefixing it again is the worse guess.
-    if not base and mount and tail_below(mount, path) is not None:
-        return path
-    tail = tail_below(base, path)
-    return None if tail is None else mount + tail or "/"
-
-
-def _cookie_path(path: str, base: str, mount: str | None) -> str | None:
-    """Return the public Path of a cookie, ``None`` to leave it."""
-    if not path.startswith("/"):
-        return None
-    if mount is not None and path == (base or "/"):
-        return mount.rstrip("/") or "/"
-    return _under_mount(path, base.rstrip("/"), mount)

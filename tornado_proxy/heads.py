@@ -1,6 +1,6 @@
 """What is done to the heads that pass: built for the upstream, steps (3) and (4), and cleaned for the downstream, (6).
 
-The rules themselves are in `headers`, `framing` and `urls`; here they meet the options of a mount.
+The rules themselves are in `headers`, `references`, `framing` and `urls`; here they meet the options of a mount.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ from tornado_proxy.headers import (
     lines_of,
     remove_hop_by_hop,
     request_headers,
-    rewrite_location,
-    rewrite_refresh,
-    rewrite_set_cookie,
     via_count,
 )
 from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import Forwarded, ProxyOptions
+from tornado_proxy.references import rewrite_location, rewrite_refresh, rewrite_set_cookie
 from tornado_proxy.urls import UpstreamURL, split_url
 
 # Times that our own pseudonym may stand in Via. A chain of several of our kind is no loop; this many are.

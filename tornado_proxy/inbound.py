@@ -13,7 +13,7 @@ from tornado_proxy.framing import Framing, expects_continue, request_framing
 from tornado_proxy.handshake import wants_upgrade
 from tornado_proxy.headers import max_forwards
 from tornado_proxy.options import ProxyOptions
-from tornado_proxy.urls import RequestTarget, mount_tail, parse_target
+from tornado_proxy.urls import RequestTarget, parse_target, tail_below
 
 # Given the inbound target: the prefix that stays here, None where that is not known, and the raw tail that goes on.
 Split = Callable[[RequestTarget], tuple[str | None, str]]
@@ -49,7 +49,7 @@ class Mounted:
 
     def split(self, target: RequestTarget) -> tuple[str, str]:
         """Return the prefix and the raw tail below it."""
-        tail = mount_tail(self.prefix, target.path)
+        tail = tail_below(self.prefix, target.path)
         return self.prefix, target.path if tail is None else tail
 
 

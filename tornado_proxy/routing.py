@@ -10,7 +10,7 @@ from tornado.routing import Matcher, Rule
 from tornado_proxy.handlers import ProxyHandler
 from tornado_proxy.inbound import Mounted
 from tornado_proxy.options import OptionError, ProxyOptions
-from tornado_proxy.urls import mount_tail
+from tornado_proxy.urls import tail_below
 
 
 class PrefixMatches(Matcher):
@@ -30,7 +30,7 @@ class PrefixMatches(Matcher):
             # Absolute-form, http://host/path (RFC 9112 section 3.2.2).
             _, slash, path = path.partition("://")[2].partition("/")
             path = slash + path
-        return None if mount_tail(self.prefix, path) is None else {}
+        return None if tail_below(self.prefix, path) is None else {}
 
     def reverse(self, *args: Any) -> str | None:
         """Return the URL of ``args[0]`` below the mount, for ``reverse_url``."""

@@ -13,10 +13,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from tornado_proxy.errors import BadRequest
-from tornado_proxy.headers import DEFAULT_PORTS, tail_below
 
 # A websocket handshake is an HTTP request, so ws and wss only choose between plain and TLS.
 _HTTP_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::(.*))?", re.DOTALL)
@@ -31,7 +32,6 @@ _ABSOLUTE_FORM = re.compile(r"(https?)://([^/?\\]*)([^?]*)(?:\?(.*))?", re.IGNOR
 _HTTP_URL = re.compile(r"(https?://[^/?#\\]*)([\x21\x22\x24-\x7e\x80-\xff]*)", re.IGNORECASE)
 
 _ORIGIN = re.compile(r"(([a-z][a-z0-9+.\-]*)://[^/?#@\s]+):([0-9]{1,5})")
-_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 # "%25" before the two digits is one more layer of encoding; the star takes all layers in a single linear pass.
 _ENCODED_DOT = re.compile(r"%(?:25)*2e", re.IGNORECASE)
@@ -207,18 +207,24 @@ def normalized_origin(origin: str) -> str:
     """
     origin = origin.strip(" \t").lower()
     match = _ORIGIN.fullmatch(origin)
-    if match is None or _DEFAULT_PORTS.get(match[2]) != int(match[3]):
+    if match is None or DEFAULT_PORTS.get(match[2]) != int(match[3]):
         return origin
     return match[1]
 
 
-def mount_tail(prefix: str, path: str) -> str | None:
+def tail_below(prefix: str, path: str) -> str | None:
     """Return the raw path below a literal prefix, ``None`` when it is not below.
 
     ``/foo`` takes ``/foo`` (``""``) and ``/foo/x`` (``"/x"``), not ``/foobar``. ``""`` and ``/`` take every path, and
     return it whole. A slash at the end of the prefix is of no meaning.
     """
-    return tail_below(prefix.rstrip("/"), path)
+    prefix = prefix.rstrip("/")
+    if not prefix:
+        return path
+    if not path.startswith(prefix):
+        return None
+    tail = path[len(prefix) :]
+    return tail if not tail or tail[0] == "/" else None
 
 
 def check_tail(path: str) -> None:

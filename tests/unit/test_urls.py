@@ -14,12 +14,12 @@ from tornado_proxy.urls import (
     check_tail,
     escapes_base,
     join_url,
-    mount_tail,
     normalized_origin,
     parse_target,
     parse_upstream,
     prefix_above,
     split_url,
+    tail_below,
 )
 
 
@@ -444,7 +444,7 @@ class TestMountTail:
         ],
     )
     def test_is_the_raw_path_below_the_prefix(self, prefix: str, path: str, tail: str | None) -> None:
-        assert mount_tail(prefix, path) == tail
+        assert tail_below(prefix, path) == tail
 
 
 class TestOrigins:
