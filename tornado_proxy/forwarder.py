@@ -54,6 +54,7 @@ from tornado_proxy.heads import (
     check_trailers,
     clean_response,
     interim_headers,
+    pass_trailers,
     refuse_changed_part,
     refuse_early,
     takes_trailers,
@@ -63,7 +64,6 @@ from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions, ResponseMode
 from tornado_proxy.timeouts import Watchdog
-from tornado_proxy.trailers import announced, names_listed, upstream_trailers
 from tornado_proxy.tunnel import Tunnel, downstream_side
 from tornado_proxy.urls import UpstreamURL, escapes_base, join_url, parse_upstream, whole_server
 
@@ -166,37 +166,24 @@ class Exchange:
 
     def received_all(self, trailers: HTTPHeaders | None = None) -> None:
         """The inbound body is complete, with ``trailers`` behind it."""
-        if self.upload is not None:
-            if trailers is not None:
-                self._receive_trailers(trailers, self.upload)
-            self.upload.close()
-            self._watchdog.upload_ended()
+        upload = self.upload
+        if upload is None:
+            return
+        if trailers is not None and upload.length is None and self.client.capabilities.request_trailers:
+            try:
+                self._trailers = check_trailers(self.options, trailers)
+                if self._request is not None:
+                    self._pass_trailers(self._request)
+            except HookError as error:
+                upload.fail(error)
+                self.stop(error)
+        upload.close()
+        self._watchdog.upload_ended()
 
-    def _receive_trailers(self, trailers: HTTPHeaders, upload: BodyPipe) -> None:
-        if upload.length is not None or not self.client.capabilities.request_trailers:
-            return
-        try:
-            self._trailers = check_trailers(self.options, trailers)
-        except HookError as error:
-            upload.fail(error)
-            self.stop(error)
-            return
-        if self._request is not None:
-            self._choose_trailers(self._request)
-
-    def _choose_trailers(self, request: UpstreamRequest) -> None:
-        """Let pass what may, of what came or is announced, behind the head as it now stands."""
-        source, headers = self.downstream.request, request.headers
-        if not self.client.capabilities.request_trailers or request.body is not self.upload:
-            return
-        # Which fields it does not want upstream, a hook has shown in the head only, and only by what was there. So it
-        # says which it wants, and all others stay here.
-        hooked = self.downstream.hooked("rewrite_request")
-        if not hooked and "Trailer" in source.headers and (names := announced(source.headers)):
-            headers["Trailer"] = names
-        if self._trailers is not None and self.upload is not None:
-            listed = frozenset(names_listed(headers)) if hooked else None
-            self.upload.trailers = upstream_trailers(self._trailers, source.headers, headers, listed)
+    def _pass_trailers(self, request: UpstreamRequest) -> None:
+        if request.body is self.upload and self.client.capabilities.request_trailers:
+            hooked = self.downstream.hooked("rewrite_request")
+            pass_trailers(self._trailers, self.downstream.request, request, hooked)
 
     def downstream_closed(self) -> None:
         """The downstream's connection is gone."""
@@ -387,7 +374,7 @@ class Exchange:
         if not isinstance(request.body, BodyPipe):
             request.expect_continue = False
         elif request.body.length is None:
-            self._choose_trailers(request)
+            self._pass_trailers(request)
         if request.body is not None and not isinstance(request.body, bytes | BodyPipe):
             raise HookError(f"rewrite_request set the body to {type(request.body).__name__}; assign bytes or None")
         if request.method != "GET" or request.body is not None:

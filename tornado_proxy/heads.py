@@ -13,6 +13,7 @@ from typing import Any
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_proxy.errors import BodyTooLarge, HookError, InvalidResponse, LoopDetected, Phase
+from tornado_proxy.flow import BodyPipe
 from tornado_proxy.framing import (
     header_value_ok,
     is_token,
@@ -34,6 +35,7 @@ from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import Forwarded, ProxyOptions
 from tornado_proxy.references import rewrite_location, rewrite_refresh, rewrite_set_cookie
+from tornado_proxy.trailers import announced, names_listed, upstream_trailers
 from tornado_proxy.urls import UpstreamURL, split_url
 
 # Times that our own pseudonym may stand in Via. A chain of several of our kind is no loop; this many are.
@@ -147,6 +149,24 @@ def check_trailers(options: ProxyOptions, trailers: HTTPHeaders) -> HTTPHeaders:
         if not is_token(name) or not header_value_ok(value):
             raise HookError(f"normalize_headers set the trailer {name!r} to a value that cannot be sent")
     return trailers
+
+
+def pass_trailers(
+    trailers: HTTPHeaders | None, source: HTTPServerRequest, request: UpstreamRequest, hooked: bool
+) -> None:
+    """Let pass what may of the fields behind the inbound body, behind the head as it now stands, and announce it.
+
+    ``request`` streams that body. Called when its head is final, and when ``trailers`` are there, ``None`` before.
+    ``hooked`` is whether ``rewrite_request`` is the user's. Which fields it does not want upstream, it has shown in the
+    head only, and only by what was there; so it says there which it wants, and all others stay here.
+    """
+    assert isinstance(request.body, BodyPipe)
+    inbound, headers = source.headers, request.headers
+    if not hooked and "Trailer" in lines_of(inbound) and (names := announced(inbound)):
+        headers["Trailer"] = names
+    if trailers is not None:
+        listed = frozenset(names_listed(headers)) if hooked else None
+        request.body.trailers = upstream_trailers(trailers, inbound, headers, listed)
 
 
 def interim_headers(headers: HTTPHeaders) -> HTTPHeaders:
