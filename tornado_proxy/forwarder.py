@@ -431,33 +431,7 @@ class Exchange:
         """Steps (7) and (8)."""
         downstream, hooks, options, stream = self.downstream, self.hooks, self.options, response.stream
         filtered = response.filtered and downstream.hooked("filter_response_body")
-        buffered = options.response_mode is ResponseMode.BUFFER
-        mode = options.buffer_headers_mode if buffered else options.stream_headers_mode
-        if not self._may_have_body(response):
-            chunk, whole = b"", True
-            if filtered or response.body is not None:
-                # HEAD and 304 speak of the body that a GET would bring.
-                body_changed(response.headers, None)
-            if response.status == 204 and "Content-Length" in response.headers:
-                # A hook has made it a 204 (RFC 9110 section 8.6).
-                del response.headers["Content-Length"]
-        elif response.body is not None:
-            chunk, whole = response.body, True
-            if filtered:
-                chunk = await _awaited(hooks.filter_response_body(chunk))
-            if filtered or response.body_replaced:
-                refuse_changed_part(response)
-                body_changed(response.headers, len(chunk))
-            else:
-                response.headers["Content-Length"] = str(len(chunk))
-        else:
-            whole = False
-            if filtered or stream.consumed:
-                refuse_changed_part(response)
-                body_changed(response.headers, None)
-            chunk = stream.read_nowait()
-            if filtered and chunk:
-                chunk = await _awaited(hooks.filter_response_body(chunk))
+        chunk, whole = await self._beginning(response, filtered)
         # (7) Commit.
         if downstream.answered:
             self.outcome.status = downstream.get_status()
@@ -468,6 +442,8 @@ class Exchange:
             downstream.close_after_response()
         self._committed = True
         self.outcome.status = response.status
+        buffered = options.response_mode is ResponseMode.BUFFER
+        mode = options.buffer_headers_mode if buffered else options.stream_headers_mode
         written = downstream.send_head(response, mode, chunk)
         self.outcome.bytes_down += len(chunk)
         if not _drained(written):
@@ -491,6 +467,38 @@ class Exchange:
         written = downstream.send_end(response)
         if not _drained(written):
             await self._drain(written)
+
+    async def _beginning(self, response: UpstreamResponse, filtered: bool) -> tuple[bytes, bool]:
+        """Return the bytes to send with the head, and whether there are no others; make the head true of the body.
+
+        They are none where there is no body (HEAD, 204, 304), all where it was read before or is a hook's, else those
+        that have come. ``filtered`` is whether ``filter_response_body`` is asked.
+        """
+        if not self._may_have_body(response):
+            if filtered or response.body is not None:
+                # HEAD and 304 speak of the body that a GET would bring.
+                body_changed(response.headers, None)
+            if response.status == 204 and "Content-Length" in response.headers:
+                # A hook has made it a 204 (RFC 9110 section 8.6).
+                del response.headers["Content-Length"]
+            return b"", True
+        if response.body is not None:
+            chunk = response.body
+            if filtered:
+                chunk = await _awaited(self.hooks.filter_response_body(chunk))
+            if filtered or response.body_replaced:
+                refuse_changed_part(response)
+                body_changed(response.headers, len(chunk))
+            else:
+                response.headers["Content-Length"] = str(len(chunk))
+            return chunk, True
+        if filtered or response.stream.consumed:
+            refuse_changed_part(response)
+            body_changed(response.headers, None)
+        chunk = response.stream.read_nowait()
+        if filtered and chunk:
+            chunk = await _awaited(self.hooks.filter_response_body(chunk))
+        return chunk, False
 
     async def _tunnel(self, response: Switched) -> None:
         """Steps (7) and (8) of an upgrade: pass on the 101, then bytes both ways until both sides have ended."""
