@@ -240,7 +240,6 @@ class Exchange:
             if isinstance(self._stopped, HookError) and not self._committed:
                 # By filter_request_body, which is not called from here: what it did counts as with the other hooks.
                 if self.downstream.answered:
-                    self.outcome.status = self.downstream.get_status()
                     return
                 if (raised := self._stopped.__cause__) is not None and _is_answer(raised):
                     self._record_raised(raised)
@@ -279,7 +278,6 @@ class Exchange:
             if (rewriting := hooks.rewrite_response(response)) is not None:
                 await _awaited(rewriting)
         if downstream.answered:
-            self.outcome.status = downstream.get_status()
             response.abort()
             return
         # Steps (7) and (8) follow.
@@ -300,7 +298,6 @@ class Exchange:
                 raise TunnelClosed("no new tunnels: the process is about to end", phase=Phase.UPGRADE)
         if self.inbound.max_forwards == 0:
             self.downstream.send_own_answer()
-            self.outcome.status = self.downstream.get_status()
             return None
         while True:
             self.outcome.attempts += 1
@@ -314,7 +311,6 @@ class Exchange:
             if (rewriting := self.hooks.rewrite_request(request)) is not None:
                 await _awaited(rewriting)
             if self.downstream.answered:
-                self.outcome.status = self.downstream.get_status()
                 return None
             self._check_request(request)
             # (5) Send, again only if that is safe.
@@ -331,7 +327,6 @@ class Exchange:
         if not isinstance(chosen, str):
             chosen = await _awaited(chosen)
         if self.downstream.answered:
-            self.outcome.status = self.downstream.get_status()
             return None
         try:
             upstream = parse_upstream(chosen, self.downstream.request.protocol)
@@ -434,7 +429,6 @@ class Exchange:
         chunk, whole = await self._beginning(response, filtered)
         # (7) Commit.
         if downstream.answered:
-            self.outcome.status = downstream.get_status()
             return
         if self.inbound.expects_continue and not (self._continued or self._received):
             # Whether its body still comes is the downstream's choice (RFC 9110 section 10.1.1), and cannot be told from
@@ -556,8 +550,6 @@ class Exchange:
             log.exception("handle_error raised")
         if not self.downstream.answered:
             self.downstream.send_error_page(error)
-        elif not self._committed and not isinstance(error, DownstreamClosed):
-            self.outcome.status = self.downstream.get_status()
 
     def _path(self) -> str:
         # Without the query, which may hold secrets.
@@ -573,16 +565,13 @@ class Exchange:
 
     def _record_raised(self, exc: BaseException) -> None:
         """Note what a hook raised. An ``HTTPError`` or ``Finish`` is an answer, no failure."""
-        answered = self.downstream.answered and not self._committed
         if self._committed or not _is_answer(exc):
             error = HookError(f"a hook raised {type(exc).__name__}")
             error.__cause__ = exc
             self._record(error)
-        elif not answered:
+        else:
             # What Finish ends is as the hook has left it.
             self.outcome.status = getattr(exc, "status_code", self.downstream.get_status())
-        if answered:
-            self.outcome.status = self.downstream.get_status()
 
     async def _finish(self) -> None:
         """Step (9): let go of everything, then tell."""
@@ -593,6 +582,9 @@ class Exchange:
                 self._response.abort()
             self.outcome.timings.update(self._response.timings)
         outcome = self.outcome
+        if self.downstream.answered and not (self._committed or isinstance(outcome.error, DownstreamClosed)):
+            # Not with the upstream's response, so by a hook or an error page, whatever it says.
+            outcome.status = self.downstream.get_status()
         outcome.timings["total"] = monotonic() - self._started
         body = self._request.body if self._request is not None else None
         if isinstance(body, BodyPipe):

@@ -313,6 +313,19 @@ class TestDefaultAnswers:
         running = await proxy(refusing, Styled, response_mode=mode)
         assert (await running.get("/x")).body == b"502 in our style"
 
+    async def test_the_outcome_has_the_status_that_write_error_chose(self, proxy, refusing, expect_log):
+        expect_log("upstream")
+
+        class Styled(ProxyHandler):
+            def write_error(self, status_code, **kwargs):
+                self.set_status(503)
+                self.finish("come back later")
+
+        running = await proxy(refusing, Styled)
+        assert (await running.get("/x")).status == 503
+        outcome = await running.next_outcome()
+        assert (outcome.status, outcome.error.status_code) == (503, 502)
+
     @MODES
     async def test_the_connection_is_usable_afterwards(self, proxy, refusing, mode, expect_log):
         expect_log("upstream")
