@@ -24,8 +24,8 @@ from tests.support.http2 import (
     window_update,
 )
 from tornado_proxy.server import HTTPServer
-from tornado_proxy.server.http2 import stream as stream_module
 from tornado_proxy.server.http2.limits import MAX_CONTROL_FRAMES, Budget
+from tornado_proxy.server.link import Link
 
 GET = request_fields()
 POST = request_fields("POST")
@@ -445,7 +445,7 @@ class TestWaiting:
 
     async def test_a_response_that_nobody_takes_is_given_up(self, serve, recorder, monkeypatch):
         """Whose application is done: nobody else would. Where it is not, that is write_timeout's."""
-        monkeypatch.setattr(stream_module, "WRITE_STALL", 0.1)
+        monkeypatch.setattr(Link, "write_stall", 0.1)
         recorder.on_finish = respond
         running = serve(recorder, http2=True, linger_time=0.1)
         client = await running.connect2(own={4: 0})
@@ -456,7 +456,7 @@ class TestWaiting:
         assert not connection.streams
 
     async def test_one_that_is_taken_slowly_is_not(self, serve, recorder, monkeypatch):
-        monkeypatch.setattr(stream_module, "WRITE_STALL", 0.3)
+        monkeypatch.setattr(Link, "write_stall", 0.3)
         recorder.on_finish = lambda connection: respond(connection, b"x" * 20)
         running = serve(recorder, http2=True, linger_time=0.1)
         client = await running.connect2(own={4: 0})
@@ -470,7 +470,7 @@ class TestWaiting:
 
     async def test_a_client_that_stops_reading_and_ends_nothing_is_cut(self, serve, recorder, monkeypatch):
         """Its last bytes wait in our memory, with nobody to send them to."""
-        monkeypatch.setattr("tornado_proxy.server.http2.ending.WRITE_STALL", 0.1)
+        monkeypatch.setattr(Link, "write_stall", 0.1)
         recorder.on_finish = lambda connection: respond(connection, b"x" * 8_000_000)
         running = serve(recorder, http2=True, idle_timeout=0.1, linger_time=0.1)
         client = await running.connect2(own={4: 2**31 - 1}, receive_buffer=4096)

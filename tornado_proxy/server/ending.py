@@ -24,9 +24,6 @@ from tornado_proxy.server.request import RequestConnection
 
 log = logging.getLogger(__name__)
 
-# Seconds without progress after which a client that does not read its last response is given up.
-WRITE_STALL = 60.0
-
 
 class State(IntEnum):
     """How far the current request has been read."""
@@ -131,7 +128,7 @@ class EndingLink(Link):
     def _closing(self) -> None:
         self._state = State.CLOSED
         self._waiting = None
-        self.deadline = self._loop.time() + WRITE_STALL
+        self.deadline = self._loop.time() + self.write_stall
         if self.request is not None:
             self.request.closed()
 
@@ -192,7 +189,7 @@ class EndingLink(Link):
         if unsent and unsent != self._unsent_at_sweep and self._state is not State.BODY and not self._cut:
             # It is still reading the last response.
             self._unsent_at_sweep = unsent
-            self.deadline = now + WRITE_STALL
+            self.deadline = now + self.write_stall
         elif self._state is State.HEAD:
             if self._pending:
                 self.fail(408)

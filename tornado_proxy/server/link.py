@@ -64,6 +64,9 @@ class Server(Protocol):
 class Link(asyncio.BufferedProtocol):
     """The protocol of an asyncio transport."""
 
+    # Seconds without progress after which a client that does not read its last response is given up.
+    write_stall = 60.0
+
     transport: asyncio.Transport
     context: Context
 

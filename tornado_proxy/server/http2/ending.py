@@ -15,7 +15,7 @@ from typing import Protocol
 from tornado_proxy.server.http2.frames import NO_STREAM, Error, goaway
 from tornado_proxy.server.http2.limits import Limits
 from tornado_proxy.server.http2.sending import SendingLink
-from tornado_proxy.server.http2.stream import WRITE_STALL, RequestStream
+from tornado_proxy.server.http2.stream import RequestStream
 from tornado_proxy.server.link import Server
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class EndingLink(SendingLink):
         if (unsent := self.transport.get_write_buffer_size()) and unsent != self._unsent_at_sweep:
             # It is still reading the last response.
             self._unsent_at_sweep = unsent
-            self.deadline = now + WRITE_STALL
+            self.deadline = now + self.write_stall
         else:
             code = Error.NO_ERROR if self._acknowledged else Error.SETTINGS_TIMEOUT
             self._give_up(code, "idle for too long")
@@ -163,7 +163,7 @@ class EndingLink(SendingLink):
         unsent = self.transport.get_write_buffer_size()
         if unsent and unsent != self._unsent_at_sweep:
             self._unsent_at_sweep = unsent
-            self.deadline = now + WRITE_STALL
+            self.deadline = now + self.write_stall
         elif unsent:
             self.transport.abort()
         else:

@@ -32,6 +32,7 @@ class Owner(Protocol):
     transport: asyncio.Transport
     context: Context
     write_paused: bool
+    write_stall: float
     # Resolved, for everyone who need not wait.
     done: Future[None]
     loop: asyncio.AbstractEventLoop

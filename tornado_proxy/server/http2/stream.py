@@ -25,8 +25,6 @@ from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write
 # Octets that may wait for the end of this turn of the loop before whoever writes must wait for it too. Windows can be
 # as large as the client's memory; ours is not meant to be.
 WRITE_AHEAD = 64 * 1024
-# Seconds without progress after which a client that does not read its last response is given up.
-WRITE_STALL = 60.0
 
 
 class RequestStream(Inbound):
@@ -257,7 +255,7 @@ class RequestStream(Inbound):
         if not self.finished or not waiting or waiting != self._unsent_at_sweep:
             self._unsent_at_sweep = waiting
             self._stalled_since = now
-        elif now >= self._stalled_since + WRITE_STALL:
+        elif now >= self._stalled_since + self._owner.write_stall:
             self._owner.cut(self, Error.CANCEL)
 
     # -- inside
