@@ -6,12 +6,12 @@ import asyncio
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerConnectionDelegate, ResponseStartLine
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
@@ -173,11 +173,29 @@ async def recorder() -> Recorder:
     return Recorder()
 
 
+OK = ResponseStartLine("", 200, "OK")
+
+
 def respond(connection: Any, body: bytes = b"ok", status: int = 200, **fields: str) -> None:
     """Answer with a Content-Length."""
-    from tornado.httputil import HTTPHeaders, ResponseStartLine
-
-    headers = HTTPHeaders({name.replace("_", "-"): value for name, value in fields.items()})
+    headers = _headers(fields)
     headers["Content-Length"] = str(len(body))
     connection.write_headers(ResponseStartLine("", status, "OK"), headers, body)
     connection.finish()
+
+
+def answer(recorder: Recorder, status: int = 200, chunks: Sequence[bytes] = (b"a", b"bc"), **fields: str) -> None:
+    """Let each request be answered in these pieces, with no fields but these."""
+
+    def send(connection: Any) -> None:
+        connection.write_headers(ResponseStartLine("", status, "Why"), _headers(fields), chunks[0] if chunks else None)
+        for chunk in chunks[1:]:
+            connection.write(chunk)
+        connection.finish()
+
+    recorder.on_finish = send
+
+
+def _headers(fields: dict[str, str]) -> HTTPHeaders:
+    """Return what stands for names with hyphens, which no keyword has."""
+    return HTTPHeaders({name.replace("_", "-"): value for name, value in fields.items()})

@@ -17,41 +17,14 @@ from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets, bind_unix_socket
 from tornado.routing import Matcher, Rule
 
+from tests.server.handlers import Flushing, Upload
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Sync(web.RequestHandler):
     def get(self):
         self.write("hello")
-
-
-class Async(web.RequestHandler):
-    async def get(self):
-        self.write("one")
-        await self.flush()
-        await asyncio.sleep(0)
-        self.write("two")
-        await self.flush()
-
-    async def post(self):
-        self.write(self.request.body)
-
-
-@web.stream_request_body
-class Upload(web.RequestHandler):
-    async def prepare(self):
-        self.size = 0
-        await asyncio.sleep(0)
-        if self.request.path == "/refuse":
-            self.set_status(413)
-            self.finish("no")
-
-    async def data_received(self, chunk):
-        self.size += len(chunk)
-        await asyncio.sleep(0)
-
-    def post(self):
-        self.write(str(self.size))
 
 
 class Echo(websocket.WebSocketHandler):
@@ -94,7 +67,7 @@ class Failing(web.RequestHandler):
 
 RULES = [
     (r"/", Sync),
-    (r"/async", Async),
+    (r"/flushing", Flushing),
     (r"/upload", Upload),
     (r"/refuse", Upload),
     (r"/checked", Checked),
@@ -123,8 +96,8 @@ class TestHandlers:
 
     async def test_a_handler_that_flushes(self, serve):
         downstream = await serve(app()).connect()
-        assert (await downstream.exchange("GET", "/async")).body == b"onetwo"
-        assert (await downstream.exchange("POST", "/async", body=b"x" * 200_000)).body == b"x" * 200_000
+        assert (await downstream.exchange("GET", "/flushing")).body == b"onetwo"
+        assert (await downstream.exchange("POST", "/flushing", body=b"x" * 200_000)).body == b"x" * 200_000
 
     async def test_a_streamed_body(self, serve):
         downstream = await serve(app()).connect()
@@ -152,7 +125,7 @@ class TestHandlers:
 
     async def test_compression(self, serve):
         downstream = await serve(app(compress_response=True)).connect()
-        response = await downstream.exchange("GET", "/async", [("Accept-Encoding", "gzip")])
+        response = await downstream.exchange("GET", "/flushing", [("Accept-Encoding", "gzip")])
         assert response.header("Content-Encoding") == "gzip"
         assert gzip.decompress(response.body) == b"onetwo"
 

@@ -7,12 +7,11 @@ import resource
 import socket
 
 import pytest
-from tornado.httputil import HTTPHeaders, ResponseStartLine
+from tornado.httputil import HTTPHeaders
 
-from tests.server.conftest import respond
+from tests.server.conftest import OK, respond
 from tests.support.downstream import Downstream
 
-OK = ResponseStartLine("", 200, "OK")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 

@@ -11,21 +11,9 @@ from tornado import web
 from tornado.httputil import HTTPHeaders, HTTPOutputError, ResponseStartLine
 from tornado.iostream import StreamClosedError
 
-from tests.server.conftest import respond
+from tests.server.conftest import OK, answer, respond
+from tests.server.handlers import Flushing, Upload
 from tests.support.http2 import END_STREAM, Code, Type, frame, request_fields, rst_stream
-
-OK = ResponseStartLine("", 200, "OK")
-
-
-def answer(recorder, status=200, chunks=(b"a", b"bc"), **fields):
-    def send(connection):
-        headers = HTTPHeaders({name.replace("_", "-"): value for name, value in fields.items()})
-        connection.write_headers(ResponseStartLine("", status, "Why"), headers, chunks[0] if chunks else None)
-        for chunk in chunks[1:]:
-            connection.write(chunk)
-        connection.finish()
-
-    recorder.on_finish = send
 
 
 class TestRequests:
@@ -404,30 +392,6 @@ class Hello(web.RequestHandler):
         self.write(self.request.body)
 
 
-class Flushing(web.RequestHandler):
-    async def get(self):
-        for word in ("one", "two"):
-            self.write(word)
-            await self.flush()
-
-
-@web.stream_request_body
-class Upload(web.RequestHandler):
-    async def prepare(self):
-        self.size = 0
-        await asyncio.sleep(0)
-        if self.request.path == "/refuse":
-            self.set_status(403)
-            self.finish("no")
-
-    async def data_received(self, chunk):
-        self.size += len(chunk)
-        await asyncio.sleep(0)
-
-    def post(self):
-        self.write(str(self.size))
-
-
 class Failing(web.RequestHandler):
     def get(self):
         raise ZeroDivisionError
@@ -499,7 +463,7 @@ class TestHandlers:
         client = await serve(app(), http2=True).connect2()
         stream = await client.request("POST", "/refuse", body=b"x" * 1000, end=False)
         response = await client.response(stream)
-        assert (response.status, response.body, response.complete) == (403, b"no", True)
+        assert (response.status, response.body, response.complete) == (413, b"no", True)
         assert (await client.rst_stream(stream)).code == Code.NO_ERROR
         # What was on its way is no error.
         await client.data(stream, b"x" * 20_000, end=True)

@@ -7,14 +7,13 @@ import gc
 import weakref
 
 import pytest
-from tornado.httputil import HTTPHeaders, ResponseStartLine
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
-from tests.server.conftest import respond
+from tests.server.conftest import OK, respond
 from tests.support.http2 import Code, Type, frame, request_fields, rst_stream
 from tests.support.wire import within
 
-OK = ResponseStartLine("", 200, "OK")
 GOAWAY_NO_ERROR = frame(Type.GOAWAY, b"\0" * 8)
 
 

@@ -6,13 +6,12 @@ import asyncio
 import struct
 
 import pytest
-from tornado.httputil import HTTPHeaders, ResponseStartLine
+from tornado.httputil import HTTPHeaders
 
-from tests.server.conftest import respond
+from tests.server.conftest import OK, respond
 from tests.support.http2 import END_STREAM, PADDED, Code, Http2, Type, frame, settings
 from tests.support.wire import within
 
-OK = ResponseStartLine("", 200, "OK")
 # SETTINGS_INITIAL_WINDOW_SIZE
 WINDOW = 4
 

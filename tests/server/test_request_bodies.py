@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tornado.httputil import HTTPHeaders, HTTPInputError, ResponseStartLine
+from tornado.httputil import HTTPHeaders, HTTPInputError
 
-from tests.server.conftest import respond
+from tests.server.conftest import OK, respond
 
-OK = ResponseStartLine("", 200, "OK")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 

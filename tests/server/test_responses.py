@@ -9,26 +9,14 @@ import pytest
 from tornado.httputil import HTTPHeaders, HTTPOutputError, ResponseStartLine
 from tornado.iostream import StreamClosedError
 
-from tests.server.conftest import respond
+from tests.server.conftest import OK, answer, respond
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-OK = ResponseStartLine("", 200, "OK")
 
 
 def get(method="GET", version="1.1", connection=None):
     field = f"Connection: {connection}\r\n" if connection else ""
     return f"{method} / HTTP/{version}\r\nHost: a\r\n{field}\r\n".encode()
-
-
-def answer(recorder, status=200, chunks=(b"a", b"bc"), **fields):
-    def send(connection):
-        headers = HTTPHeaders({name.replace("_", "-"): value for name, value in fields.items()})
-        connection.write_headers(ResponseStartLine("", status, "Why"), headers, chunks[0] if chunks else None)
-        for chunk in chunks[1:]:
-            connection.write(chunk)
-        connection.finish()
-
-    recorder.on_finish = send
 
 
 class TestFraming:
