@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +14,7 @@ from tornado.httputil import HTTPHeaders
 
 from tests.clients.contract import CHUNKED, SECOND, Aborting, Bodies, Heads, Suite, begun
 from tests.clients.support import collected, request_for
+from tests.support.unreachable import full_backlog
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import within
 from tornado_proxy.clients import check_client
@@ -34,28 +34,6 @@ async def failure_of(client: Any, request: Any) -> ProxyError:
     with pytest.raises(ProxyError) as caught:
         await within(client.send(request), "the failure")
     return caught.value
-
-
-@contextlib.asynccontextmanager
-async def full_backlog() -> AsyncIterator[str]:
-    """Give the URL of a listener that no connection gets through to."""
-    full = []
-    with socket.socket() as listener, contextlib.ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        for _ in range(10):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            full.append(sock)
-            try:
-                async with asyncio.timeout(0.2):
-                    await asyncio.get_running_loop().sock_connect(sock, address)
-            except TimeoutError:
-                break
-        else:
-            pytest.skip("this system accepts connections beyond the backlog")
-        yield f"http://127.0.0.1:{address[1]}"
 
 
 @contextlib.asynccontextmanager

@@ -1,11 +1,11 @@
 """Status callbacks, error callbacks, and what is answered without them."""
 
 import asyncio
-import socket
 
 import pytest
 from tornado.web import Finish, HTTPError
 
+from tests.support.unreachable import full_backlog, nothing_listens
 from tests.support.wire import chunk
 from tornado_proxy import ProxyHandler
 from tornado_proxy.errors import ConnectError, ConnectTimeout, InvalidResponse, UpstreamClosed, UpstreamTimeout
@@ -16,27 +16,16 @@ CHUNKED = [("Transfer-Encoding", "chunked")]
 
 @pytest.fixture
 def refusing():
-    """The URL of an upstream where nothing listens: bound, so that nobody else takes it, but closed to connections."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    """The URL of an upstream where nothing listens."""
+    with nothing_listens() as url:
+        yield url
 
 
 @pytest.fixture
-def unreachable():
-    """The URL of an upstream whose queue of connections is full, so that a further one is neither made nor refused."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = []
-        for _ in range(4):
-            sock = socket.socket()
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-            waiting.append(sock)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        for sock in waiting:
-            sock.close()
+async def unreachable():
+    """The URL of an upstream that lets connections wait."""
+    async with full_backlog() as url:
+        yield url
 
 
 class TestErrorInTheBody:

@@ -1,11 +1,11 @@
 """What the seed asserts of each of its adapters, asserted of ours, without a proxy around them."""
 
 import asyncio
-import socket
 
 import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
+from tests.support.unreachable import nothing_listens
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.errors import ConnectError, UpstreamTimeout
 from tornado_proxy.messages import UpstreamRequest
@@ -42,11 +42,8 @@ class TestAdapters:
 
     @pytest.mark.parametrize("method", METHODS)
     async def test_nothing_listens(self, client, method):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-            with pytest.raises(ConnectError) as caught:
-                await client.send(request_for(method, url))
+        with nothing_listens() as url, pytest.raises(ConnectError) as caught:
+            await client.send(request_for(method, url))
         assert (caught.value.phase, caught.value.upstream) == ("connect", url)
 
     @pytest.mark.parametrize("method", METHODS)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from time import monotonic
 
 import pytest
 
 from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, until, upload_head
+from tests.support.unreachable import full_backlog
 from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk
 from tornado_proxy import draining
 from tornado_proxy.errors import UpstreamTimeout
@@ -47,32 +47,12 @@ class TestConnectTimeout:
 
     async def test_a_full_backlog_is_given_up(self, proxy, expect_log):
         expect_log("upstream")
-        full = []
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(0)
-            address = listener.getsockname()
-            try:
-                # Fill the backlog until one more connection does not get through.
-                for _ in range(10):
-                    sock = socket.socket()
-                    sock.setblocking(False)
-                    full.append(sock)
-                    try:
-                        async with asyncio.timeout(0.2):
-                            await asyncio.get_running_loop().sock_connect(sock, address)
-                    except TimeoutError:
-                        break
-                else:
-                    pytest.skip("this system accepts connections beyond the backlog")
-                running = await proxy(f"http://127.0.0.1:{address[1]}", connect_timeout=LIMIT, retries=0)
-                with Elapsed():
-                    response = await running.get("/x")
-                assert response.status == 504
-                is_timeout(await running.next_outcome(), "upstream", "connect", "ConnectTimeout")
-            finally:
-                for sock in full:
-                    sock.close()
+        async with full_backlog() as url:
+            running = await proxy(url, connect_timeout=LIMIT, retries=0)
+            with Elapsed():
+                response = await running.get("/x")
+        assert response.status == 504
+        is_timeout(await running.next_outcome(), "upstream", "connect", "ConnectTimeout")
 
     async def test_a_request_that_waits_for_a_free_client_is_given_up(self, proxy, upstream, expect_log):
         expect_log("busy")

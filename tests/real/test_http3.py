@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from tests.clients.support import PIECE, collected, filling, request_for, until_it_waits
-from tests.clients.wire_contract import failure_of, full_backlog
+from tests.clients.wire_contract import failure_of
 from tests.real.caddy import CADDY, Caddy
 from tests.support.certificates import Certificates
 from tests.support.process import StandaloneProxy
+from tests.support.unreachable import full_backlog
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import within
 from tornado_proxy.clients.curl import CurlClient

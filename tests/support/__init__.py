@@ -3,6 +3,7 @@
 ``wire``        a socket read by hand, and the little HTTP/1.1 that both ends of a test need
 ``upstream``    :class:`ScriptedUpstream`, driven by the test, and :class:`EchoUpstream`, which answers by itself
 ``h2_upstream`` :class:`H2Upstream`, an upstream that speaks HTTP/2
+``unreachable`` upstreams that refuse every connection, or leave it waiting
 ``downstream``  :class:`Downstream`, a client that sends and shows exact bytes
 ``http2``       :class:`Http2`, the same over HTTP/2, every frame of it the test's
 ``proxy``       a proxy on the test's own event loop, and what must be true once it is stopped
