@@ -1,6 +1,7 @@
 """What tests are made of: a scripted upstream, a raw downstream, a started proxy. Real sockets only, nothing is mocked.
 
 ``wire``        a socket read by hand, and the little HTTP/1.1 that both ends of a test need
+``serving``     what every upstream does with what was begun: keeps it for the test, or answers by itself
 ``upstream``    :class:`ScriptedUpstream`, driven by the test, and :class:`EchoUpstream`, which answers by itself
 ``h2_upstream`` :class:`H2Upstream`, an upstream that speaks HTTP/2
 ``unreachable`` upstreams that refuse every connection, or leave it waiting

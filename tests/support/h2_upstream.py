@@ -14,8 +14,8 @@ A stream has the methods of ``UpstreamConnection``, so that the contract of clie
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import h2.config
@@ -27,13 +27,11 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from tests.support.h2_stream import H2Request, H2Stream
-from tests.support.upstream import Request
+from tests.support.serving import Serving
 from tests.support.wire import TIMEOUT, WireClosed, within
 
 # Of the whole connection, in which many streams may be held back without any of them noticing the others.
 CONNECTION_WINDOW = 256 * 1024 * 1024
-
-Handler = Callable[["H2Stream", Request], Awaitable[None]]
 
 
 class H2Connection:
@@ -150,7 +148,7 @@ class H2Connection:
         self.writer.transport.abort()
 
 
-class H2Upstream:
+class H2Upstream(Serving[H2Stream]):
     """Listens for HTTP/2 with prior knowledge, or with ``tls`` for what ALPN agrees on; hands streams to the test.
 
     ``connections`` are all that were made, open or not; ``accepted`` is the number of requests.
@@ -166,6 +164,7 @@ class H2Upstream:
         window: int = 65535,
         timeout: float = TIMEOUT,
     ) -> None:
+        super().__init__()
         self.timeout = timeout
         self.host = host
         self.port = port
@@ -173,13 +172,9 @@ class H2Upstream:
         self.window = window
         self.connections: list[H2Connection] = []
         self.streams: list[H2Stream] = []
-        self.failures: list[BaseException] = []
         # A test has sent what h2 would not.
         self.reckless = False
         self._tls = tls
-        self._new: asyncio.Queue[H2Stream] = asyncio.Queue()
-        self._handler: Handler | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, self.host, self.port, ssl=self._tls, backlog=1024)
@@ -188,13 +183,10 @@ class H2Upstream:
 
     async def __aexit__(self, *_: object) -> None:
         self.refuse()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.end_tasks()
         for connection in self.connections:
             connection.close()
-        if self.failures:
-            raise self.failures[0]
+        self.raise_failure()
 
     @property
     def url(self) -> str:
@@ -224,40 +216,20 @@ class H2Upstream:
         stream = await self.accept()
         return stream, await stream.read_request()
 
-    def serve(self, handler: Handler) -> None:
-        """From now on answer by itself: await ``handler(stream, request)``, once the head is there."""
-        self._handler = handler
-        while not self._new.empty():
-            self._start(self._new.get_nowait())
+    def begin(self, begun: H2Stream) -> None:
+        self.streams.append(begun)
+        super().begin(begun)
 
-    def begin(self, stream: H2Stream) -> None:
-        self.streams.append(stream)
-        if self._handler is None:
-            self._new.put_nowait(stream)
-        else:
-            self._start(stream)
-
-    def _start(self, stream: H2Stream) -> None:
-        assert self._handler is not None
-        self._keep(asyncio.ensure_future(self._serve(stream)))
-
-    async def _serve(self, stream: H2Stream) -> None:
-        assert self._handler is not None
-        try:
-            await self._handler(stream, stream.seen)
-        except (WireClosed, ConnectionError, h2.exceptions.StreamClosedError):
-            pass  # the proxy has reset it; a test that minds looks at its side
-        except Exception as error:
-            self.failures.append(error)
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def answer(self, begun: H2Stream) -> None:
+        """Await ``handler(stream, request)``, once the head is there."""
+        with contextlib.suppress(WireClosed, ConnectionError, h2.exceptions.StreamClosedError):
+            # The proxy may have reset it; a test that minds looks at its side.
+            await self.handler(begun, begun.seen)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = H2Connection(self, reader, writer)
         self.connections.append(connection)
-        self._keep(asyncio.ensure_future(connection.run()))
+        self.run(connection.run())
 
 
 def server_context(certificates: Any) -> ssl.SSLContext:

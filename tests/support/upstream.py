@@ -18,12 +18,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Self
 
+from tests.support.serving import Serving
 from tests.support.wire import LAST_CHUNK, TIMEOUT, Head, Pairs, Wire, WireClosed, build_head, chunk, within
 
 
@@ -35,9 +35,6 @@ class Request(Head):
     target: str
     version: str
     body: bytes | None = None
-
-
-Handler = Callable[["UpstreamConnection", Request], Awaitable[None]]
 
 
 class UpstreamConnection(Wire):
@@ -146,7 +143,7 @@ class UpstreamConnection(Wire):
         return False
 
 
-class ScriptedUpstream:
+class ScriptedUpstream(Serving[UpstreamConnection]):
     """Listens on `port` of `host`, by default a free one, or on a unix socket; hands its connections to the test.
 
     ``connections`` are all that were ever made, open or not, and ``accepted`` their number. All are closed on exit.
@@ -155,16 +152,13 @@ class ScriptedUpstream:
     def __init__(
         self, *, unix_socket: Path | None = None, host: str = "127.0.0.1", port: int = 0, timeout: float = TIMEOUT
     ) -> None:
+        super().__init__()
         self.timeout = timeout
         self.host = host
         self.port = port
         self.connections: list[UpstreamConnection] = []
         self.requests: list[Request] = []  # served by a handler; by hand, see the connections
         self._unix_socket = unix_socket
-        self._new: asyncio.Queue[UpstreamConnection] = asyncio.Queue()
-        self._handler: Handler | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failures: list[BaseException] = []
 
     async def __aenter__(self) -> Self:
         if self._unix_socket is None:
@@ -180,13 +174,10 @@ class ScriptedUpstream:
 
     async def __aexit__(self, *_: object) -> None:
         self.refuse()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.end_tasks()
         for conn in self.connections:
             conn.close()
-        if self._failures:
-            raise self._failures[0]
+        self.raise_failure()
 
     @property
     def url(self) -> str:
@@ -220,15 +211,6 @@ class ScriptedUpstream:
         conn = await self.accept()
         return conn, await conn.read_request()
 
-    def serve(self, handler: Handler) -> None:
-        """From now on answer by itself: await ``handler(conn, request)`` for each request, whose body was read.
-
-        What a handler raises fails the test, except that the proxy hung up.
-        """
-        self._handler = handler
-        while not self._new.empty():
-            self._start_serving(self._new.get_nowait())
-
     def _accept_all(self) -> None:
         while self._listener.fileno() >= 0:
             try:
@@ -239,30 +221,21 @@ class ScriptedUpstream:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             conn = UpstreamConnection(sock, f"upstream connection {len(self.connections) + 1}", self.timeout)
             self.connections.append(conn)
-            if self._handler is None:
-                self._new.put_nowait(conn)
-            else:
-                self._start_serving(conn)
+            self.begin(conn)
 
-    def _start_serving(self, conn: UpstreamConnection) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(conn))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, conn: UpstreamConnection) -> None:
-        assert self._handler is not None
+    async def answer(self, begun: UpstreamConnection) -> None:
+        """Await ``handler(conn, request)`` for each request, whose body was read."""
+        conn = begun
         try:
             while await conn.readable():
                 request = await conn.read_request()
                 self.requests.append(request)
-                await self._handler(conn, request)
+                await self.handler(conn, request)
         except (ConnectionError, WireClosed):
             pass  # the proxy hung up; a test that minds looks at its side
-        except OSError as error:
+        except OSError:
             if conn.sock.fileno() >= 0:  # else the handler closed it
-                self._failures.append(error)
-        except Exception as error:
-            self._failures.append(error)
+                raise
         finally:
             conn.close()
 
