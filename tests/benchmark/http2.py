@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.benchmark.candidate import Absent, Candidate, Command, Finder, Place, said_version
-from tests.benchmark.ours import LOOPS, OUR_SERVER, STANDALONE, on, python, standalone
+from tests.benchmark.ours import OUR_SERVER, STANDALONE, loops_there, on, python, standalone
 from tests.benchmark.servers import caddy, envoy
 
 SCENARIO = "http2"
@@ -50,15 +50,7 @@ def http2_candidates(find: Finder) -> tuple[list[Candidate], list[str]]:
     except Absent as absent:
         return [], [f"{SCENARIO} ({absent})"]
     candidates: list[Candidate] = []
-    skipped: list[str] = []
-    loops: list[str] = []
-    for loop in LOOPS:
-        try:
-            if loop != "asyncio":
-                find.package(loop)
-            loops.append(loop)
-        except Absent as absent:
-            skipped.append(f"{SCENARIO}: ours on {loop} ({absent})")
+    loops, skipped = loops_there(find, f"{SCENARIO}: ours")
     try:
         find.package("h2")
         candidates += [candidate for loop in loops for candidate in ours_over_http2(loop)]

@@ -58,18 +58,24 @@ def aiohttp(loop: str) -> Candidate:
     return python(AIOHTTP, loop, "aiohttp_streaming", everywhere=True)
 
 
-def ours(find: Finder) -> tuple[list[Candidate], list[str]]:
-    """Return the candidates, and what is skipped and why."""
+def loops_there(find: Finder, what: str) -> tuple[list[str], list[str]]:
+    """Return the event loops that are there, and what is skipped: ``what`` runs on each."""
     loops: list[str] = []
     skipped: list[str] = []
-    kinds: list[Callable[[str], Candidate]] = [standalone, our_server, mounted, constant, aiohttp]
     for loop in LOOPS:
         try:
             if loop != "asyncio":
                 find.package(loop)
             loops.append(loop)
         except Absent as absent:
-            skipped.append(f"everything on {loop} ({absent})")
+            skipped.append(f"{what} on {loop} ({absent})")
+    return loops, skipped
+
+
+def ours(find: Finder) -> tuple[list[Candidate], list[str]]:
+    """Return the candidates, and what is skipped and why."""
+    loops, skipped = loops_there(find, "everything")
+    kinds: list[Callable[[str], Candidate]] = [standalone, our_server, mounted, constant, aiohttp]
     try:
         find.package("aiohttp")
     except Absent as absent:
