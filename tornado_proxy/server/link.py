@@ -146,11 +146,7 @@ class Link(asyncio.BufferedProtocol):
         """Tell everyone who waits for a write that it will not be."""
         self._held = b""
         waiters, self._write_waiters = self._write_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(StreamClosedError(real_error=error))
-                # Nobody need look at it.
-                waiter.exception()
+        end_waiting(waiters, error)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -178,3 +174,12 @@ class Link(asyncio.BufferedProtocol):
         # A duplicate, because a transport's socket has no setsockopt in uvloop.
         with socket.socket(fileno=os.dup(self.fileno())) as duplicate:
             duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def end_waiting(writes: list[Future[None]], error: BaseException | None = None) -> None:
+    """Tell those who wait for these writes that they will not be."""
+    for write in writes:
+        if not write.done():
+            write.set_exception(StreamClosedError(real_error=error))
+            # Nobody need look at it.
+            write.exception()

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from tornado.concurrent import Future
 from tornado.escape import native_str, utf8
 from tornado.httputil import HTTPConnection, HTTPHeaders, HTTPOutputError, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream
 
 from tornado_proxy.framing import NO_BODY, Framing
 from tornado_proxy.headers import NOT_IN_TRAILERS, lines_of, remove_hop_by_hop
 from tornado_proxy.server.detach import closed_stream
-from tornado_proxy.server.link import Context
+from tornado_proxy.server.link import Context, end_waiting
 from tornado_proxy.server.parser import RequestHead, connection_options
 
 NO_LIMIT = 2**63 - 1
@@ -309,10 +309,7 @@ class RequestConnection(HTTPConnection):
         elif self._head.method == "HEAD" or code == 304:
             self._left = 0
         elif "Content-Length" in fields:
-            length = headers["Content-Length"]
-            if not (length.isascii() and length.isdigit()):
-                raise ValueError(f"invalid Content-Length {length!r}")
-            self._left = int(length)
+            self._left = length_of(headers["Content-Length"])
         elif http11:
             self._chunked = True
         else:
@@ -366,6 +363,13 @@ def serialize(headers: HTTPHeaders) -> bytes:
     return text.encode("latin-1")
 
 
+def length_of(value: str) -> int:
+    """Return the length that the application has promised. Raises ``ValueError`` for what is none."""
+    if not (value.isascii() and value.isdigit()):
+        raise ValueError(f"invalid Content-Length {value!r}")
+    return int(value)
+
+
 def _status_line(code: int, reason: str) -> bytes:
     """Return the status line, without its end: :func:`serialize` begins with that."""
     line = _status_lines.get((code, reason))
@@ -381,7 +385,5 @@ def _status_line(code: int, reason: str) -> bytes:
 def closed_write() -> Future[None]:
     """Return what a write is answered with that comes too late."""
     future: Future[None] = Future()
-    future.set_exception(StreamClosedError())
-    # Nobody need look at it.
-    future.exception()
+    end_waiting([future])
     return future

@@ -14,13 +14,14 @@ from http import HTTPStatus
 
 from tornado.concurrent import Future
 from tornado.httputil import HTTPHeaders, HTTPOutputError, RequestStartLine, ResponseStartLine
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream
 
 from tornado_proxy.server.http2.frames import Error
 from tornado_proxy.server.http2.heads import response_fields, trailer_fields
 from tornado_proxy.server.http2.inbound import Inbound, Owner
+from tornado_proxy.server.link import end_waiting
 from tornado_proxy.server.parser import RequestHead
-from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write
+from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write, length_of
 
 # Octets that may wait for the end of this turn of the loop before whoever writes must wait for it too. Windows can be
 # as large as the client's memory; ours is not meant to be.
@@ -225,11 +226,7 @@ class RequestStream(Inbound):
         self._pending.clear()
         self.outbox.clear()
         waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(StreamClosedError())
-                # Nobody need look at it.
-                waiter.exception()
+        end_waiting(waiters)
 
     def lose(self) -> None:
         """Drop everything, and tell the application that the client will not get, or did not send, the rest.
@@ -275,12 +272,7 @@ class RequestStream(Inbound):
             return 0
         if self._head.method == "HEAD" or code == 304:
             return 0
-        if "Content-Length" not in headers:
-            return None
-        length = headers["Content-Length"]
-        if not (length.isascii() and length.isdigit()):
-            raise ValueError(f"invalid Content-Length {length!r}")
-        return int(length)
+        return length_of(headers["Content-Length"]) if "Content-Length" in headers else None
 
 
 def own_answer(status: int) -> list[tuple[bytes, bytes]]:
