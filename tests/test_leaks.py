@@ -16,12 +16,11 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
 from tests.support.http2 import Http2, rst_stream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import Request, ScriptedUpstream, UpstreamConnection
-from tests.support.wire import WireClosed, chunk
+from tests.support.wire import WireClosed, chunk, until
 from tornado_proxy import ProxyHandler, draining, mount
 from tornado_proxy.clients import DEFAULT_CLIENT, close_clients, shared_client
 from tornado_proxy.server import HTTPServer as OwnServer

@@ -15,12 +15,11 @@ from time import monotonic
 
 import pytest
 
-from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
 from tests.support.memory import bytes_held
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
-from tests.support.wire import chunk
+from tests.support.wire import chunk, until
 from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.draining import active_exchanges
 

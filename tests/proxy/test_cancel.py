@@ -15,7 +15,7 @@ import pytest
 from tests.support.downstream import Downstream
 from tests.support.proxy import ProxyFactory
 from tests.support.upstream import ScriptedUpstream
-from tests.support.wire import chunk
+from tests.support.wire import chunk, until
 from tornado_proxy import draining
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -33,14 +33,6 @@ def upload_head(framing: str) -> bytes:
 
 def piece(framing: str, data: bytes) -> bytes:
     return chunk(data) if framing == "chunked" else data
-
-
-async def until(condition: Callable[[], object], what: str, timeout: float = 5.0) -> None:
-    """Poll `condition` until it holds."""
-    deadline = monotonic() + timeout
-    while not condition():
-        assert monotonic() < deadline, f"{what} within {timeout} s"
-        await asyncio.sleep(0.005)
 
 
 def send_until_stalled(sock, data: bytes) -> Callable[[], bool]:

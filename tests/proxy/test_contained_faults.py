@@ -13,11 +13,11 @@ from time import monotonic
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from tests.proxy.test_cancel import CHUNKED, PIECE, until
+from tests.proxy.test_cancel import CHUNKED, PIECE
 from tests.support.downstream import Downstream
 from tests.support.process import StandaloneProxy, free_port
 from tests.support.upstream import EchoUpstream
-from tests.support.wire import LAST_CHUNK, chunk, within
+from tests.support.wire import LAST_CHUNK, chunk, until, within
 from tornado_proxy import ProxyHandler, draining
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.clients.curl.transfer import Transfer

@@ -8,10 +8,9 @@ from time import monotonic
 
 import pytest
 
-from tests.proxy.test_cancel import until
 from tests.support.process import free_port
 from tests.support.upstream import ScriptedUpstream
-from tests.support.wire import LAST_CHUNK, chunk
+from tests.support.wire import LAST_CHUNK, chunk, until
 from tornado_proxy import draining
 
 CHUNKED = [("Transfer-Encoding", "chunked")]

@@ -8,11 +8,10 @@ from time import monotonic
 
 import pytest
 
-from tests.proxy.test_cancel import until
 from tests.support.http2 import END_STREAM, Code, Type, frame, request_fields, rst_stream
 from tests.support.memory import bytes_held
 from tests.support.process import StandaloneProxy
-from tests.support.wire import LAST_CHUNK, chunk, within
+from tests.support.wire import LAST_CHUNK, chunk, until, within
 from tornado_proxy.draining import active_exchanges
 
 HTTP2 = {"http2": True}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from tests.proxy.test_cancel import until
+from tests.support.wire import until
 from tornado_proxy.clients import close_clients, shared_client
 from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from tests.proxy.test_backpressure import MIB, served, start_download, warm_up
-from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
-from tests.support.wire import LAST_CHUNK, chunk, within
+from tests.support.wire import LAST_CHUNK, chunk, until, within
 from tornado_proxy import ProxyHandler
 
 __all__ = ["served"]

@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
-from tests.proxy.test_cancel import until
 from tests.proxy.test_standalone import children, ended, refused
 from tests.support.downstream import Downstream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
-from tests.support.wire import WireClosed, within
+from tests.support.wire import WireClosed, until, within
 
 CONNECTIONS = 16
 REQUESTS = 2000

@@ -15,11 +15,10 @@ import psutil
 import pytest
 
 from tests.proxy.test_backpressure import served
-from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
 from tests.support.proxy import SERVER
 from tests.support.upstream import echo
-from tests.support.wire import WireClosed
+from tests.support.wire import WireClosed, until
 
 __all__ = ["served"]
 

@@ -7,9 +7,9 @@ from time import monotonic
 
 import pytest
 
-from tests.proxy.test_cancel import until, upload_head
+from tests.proxy.test_cancel import upload_head
 from tests.support.downstream import Downstream
-from tests.support.wire import chunk
+from tests.support.wire import chunk, until
 
 LIMIT = 0.4
 

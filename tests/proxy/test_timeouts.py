@@ -7,9 +7,9 @@ from time import monotonic
 
 import pytest
 
-from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, until, upload_head
+from tests.proxy.test_cancel import CHUNKED, PIECE, piece, send_until_stalled, upload_head
 from tests.support.unreachable import full_backlog
-from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk
+from tests.support.wire import LAST_CHUNK, TIMEOUT, chunk, until
 from tornado_proxy import draining
 from tornado_proxy.errors import UpstreamTimeout
 from tornado_proxy.messages import Outcome

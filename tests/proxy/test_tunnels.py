@@ -20,11 +20,11 @@ from time import monotonic
 import pytest
 
 from tests.proxy.test_backpressure import HELD, KERNEL, MIB, PIECE, Sender
-from tests.proxy.test_cancel import until
 from tests.support.downstream import Downstream
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.websocket import ASK, ASKING, GRANT, GRANTING, opened, opened_through
+from tests.support.wire import until
 from tornado_proxy import draining, tunnel
 
 # Seconds until the other side must have seen the end.

@@ -13,8 +13,8 @@ import pytest
 from tornado.web import HTTPError
 
 from tests.proxy.test_backpressure import HELD, KERNEL, MIB, Sender
-from tests.proxy.test_cancel import until
 from tests.support.websocket import ASK, ASKING, GRANT, GRANTING, KEY, opened
+from tests.support.wire import until
 from tornado_proxy import ProxyHandler, tunnel
 from tornado_proxy.handshake import accept_value
 

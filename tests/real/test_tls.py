@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy.test_cancel import until
 from tests.support.certificates import Certificates
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream, UpstreamConnection
-from tests.support.wire import parse_head, within
+from tests.support.wire import parse_head, until, within
 
 CURL = shutil.which("curl")
 needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")

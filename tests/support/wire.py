@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Self, TypeVar
 
 TIMEOUT = 5.0
@@ -312,3 +313,11 @@ async def within(awaitable: Awaitable[T], what: str, timeout: float = TIMEOUT) -
             return await awaitable
     except TimeoutError:
         raise WireTimeout(f"{what} did not happen within {timeout} s") from None
+
+
+async def until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT) -> None:
+    """Poll `condition` until it holds."""
+    deadline = monotonic() + timeout
+    while not condition():
+        assert monotonic() < deadline, f"{what} within {timeout} s"
+        await asyncio.sleep(0.005)
