@@ -3,9 +3,9 @@
 import pytest
 
 from tests.support.declared import skip_declared
-from tests.support.fixtures import certificates, echo, expect_log, proxy, upstream, upstreams
+from tests.support.fixtures import certificates, echo, expect_log, proxy, served, upstream, upstreams
 
-__all__ = ["certificates", "echo", "expect_log", "proxy", "upstream", "upstreams"]
+__all__ = ["certificates", "echo", "expect_log", "proxy", "served", "upstream", "upstreams"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

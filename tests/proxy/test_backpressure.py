@@ -6,136 +6,50 @@ Against the standalone program, so that its memory and descriptors can be told f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
-import socket
 import tracemalloc
 from time import monotonic
 
 import pytest
 
 from tests.support.downstream import Downstream
+from tests.support.flooding import (
+    HELD,
+    KERNEL,
+    MIB,
+    Sender,
+    start_download,
+    start_upload,
+    upload_head,
+    warm_up,
+)
 from tests.support.memory import bytes_held
-from tests.support.process import StandaloneProxy
-from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import chunk, until
 from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.draining import active_exchanges
 
-MIB = 1024 * 1024
-PIECE = bytes(range(256)) * 256
-CHUNK = chunk(PIECE)
-# What may be under way when one side reads nothing: what the proxy holds, and what the kernel does for the two sockets
-# that the test cannot shrink, the proxy's own (net.ipv4.tcp_wmem and tcp_rmem let each grow to megabytes).
-HELD = 1 * MIB
-KERNEL = 16 * MIB
 FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
+START = {"download": start_download, "upload": start_upload}
+DIRECTIONS = pytest.mark.parametrize("direction", list(START))
 # Gigabytes for the run that has the time: TORNADO_PROXY_LARGE=5.
 LARGE = int(os.environ.get("TORNADO_PROXY_LARGE", "0"))
-
-
 # glibc keeps small blocks that were freed for later; with this, what is freed is the system's again at once, so that
 # resident memory is memory held.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "8192", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
-@pytest.fixture(params=[{}], ids=[""])
-async def served(request):
-    """Yield an upstream and the standalone proxy in front of it, which has the environment of the parameter."""
-    async with ScriptedUpstream() as upstream:
-        starting = StandaloneProxy("--to", upstream.url, env=request.param)
-        proxy = await asyncio.to_thread(starting.__enter__)
-        try:
-            yield upstream, proxy
-        finally:
-            await asyncio.to_thread(proxy.signal, 9)
-            await asyncio.to_thread(proxy.stop)
-
-
-def shrink(sock: socket.socket) -> None:
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, 8192)
-
-
-class Sender:
-    """Sends without end and counts what the kernel took."""
-
-    def __init__(self, sock: socket.socket, framing: str) -> None:
-        self.sock = sock
-        self.sent = 0
-        self.since = monotonic()
-        self._data = CHUNK if framing == "chunked" else PIECE
-        self._task = asyncio.get_running_loop().create_task(self._send())
-
-    async def _send(self) -> None:
-        loop = asyncio.get_running_loop()
-        view = memoryview(self._data)
-        writable = asyncio.Event()
-        loop.add_writer(self.sock, writable.set)
-        position = 0
-        try:
-            while True:
-                try:
-                    size = self.sock.send(view[position:])
-                except BlockingIOError:
-                    writable.clear()
-                    await writable.wait()
-                    continue
-                position = (position + size) % len(view)
-                self.sent += size
-                self.since = monotonic()
-        except ConnectionError:
-            pass
-        finally:
-            with contextlib.suppress(OSError, ValueError):
-                loop.remove_writer(self.sock)
-
-    def stalled(self) -> bool:
-        return self.sent > 0 and monotonic() - self.since > 0.3
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-
-def upload_head(framing: str, target: str = "/x") -> bytes:
-    length = f"Content-Length: {10**12}" if framing == "length" else "Transfer-Encoding: chunked"
-    return f"POST {target} HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n".encode()
-
-
-async def start_download(upstream, proxy, framing: str) -> tuple[Downstream, Sender]:
-    downstream = await Downstream.connect(proxy.port, receive_buffer=4096)
-    await downstream.request("GET", "/endless")
-    conn, _ = await upstream.request()
-    shrink(conn.sock)
-    length = ("Content-Length", str(10**12)) if framing == "length" else ("Transfer-Encoding", "chunked")
-    await conn.send_head(200, [length])
-    return downstream, Sender(conn.sock, framing)
-
-
-async def start_upload(upstream, proxy, framing: str) -> tuple[Downstream, Sender]:
-    downstream = await Downstream.connect(proxy.port)
-    shrink(downstream.sock)
-    await downstream.send(upload_head(framing))
-    conn = await upstream.accept()
-    shrink(conn.sock)
-    await conn.read_head()
-    return downstream, Sender(downstream.sock, framing)
-
-
-START = {"download": start_download, "upload": start_upload}
-DIRECTIONS = pytest.mark.parametrize("direction", list(START))
-
-
-async def warm_up(upstream, proxy) -> None:
-    """Let what a first exchange sets up for good be there before anything is measured."""
-    async with await Downstream.connect(proxy.port) as downstream:
-        await downstream.request("GET", "/warm")
-        conn, _ = await upstream.request()
-        await conn.respond(200, [("Connection", "close")], b"warm")
-        conn.close()
-        assert (await downstream.read_response()).body == b"warm"
+async def read_with_pauses(wire, size: int) -> bytes:
+    """Return the digest of so much of a body, with pauses that are long enough for everything between to fill."""
+    digest, left, number = hashlib.sha256(), size, 0
+    while left:
+        data = await wire.read_body(min(left, 65_536))
+        digest.update(data)
+        left -= len(data)
+        number += 1
+        if number % 8 == 0:
+            await asyncio.sleep(0.01)
+    return digest.digest()
 
 
 class TestNobodyReads:
@@ -247,17 +161,9 @@ class TestSlowReader:
         body = os.urandom(MIB) * (size // MIB)
         sending = asyncio.ensure_future(conn.respond(200, body=body))
         await downstream.read_head()
-        digest, left, number = hashlib.sha256(), size, 0
-        while left:
-            data = await downstream.read_body(min(left, 65_536))
-            digest.update(data)
-            left -= len(data)
-            number += 1
-            if number % 8 == 0:
-                # Long enough for everything between to fill.
-                await asyncio.sleep(0.01)
+        read = await read_with_pauses(downstream, size)
         await sending
-        assert digest.digest() == hashlib.sha256(body).digest()
+        assert read == hashlib.sha256(body).digest()
         downstream.close()
 
     @FRAMINGS
@@ -272,17 +178,10 @@ class TestSlowReader:
         sending = asyncio.ensure_future(downstream.request("POST", "/x", headers, sent))
         conn = await upstream.accept()
         await conn.read_head()
-        digest, left, number = hashlib.sha256(), size, 0
-        while left:
-            data = await conn.read_body(min(left, 65_536))
-            digest.update(data)
-            left -= len(data)
-            number += 1
-            if number % 8 == 0:
-                await asyncio.sleep(0.01)
+        read = await read_with_pauses(conn, size)
         assert await conn.read_body() == b""
         await sending
-        assert digest.digest() == hashlib.sha256(body).digest()
+        assert read == hashlib.sha256(body).digest()
         await conn.respond(204)
         assert (await downstream.read_response()).status == 204
         downstream.close()

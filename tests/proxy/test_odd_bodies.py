@@ -13,12 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.test_backpressure import MIB, served, start_download, warm_up
 from tests.support.downstream import Downstream
+from tests.support.flooding import MIB, start_download, warm_up
 from tests.support.wire import LAST_CHUNK, chunk, until, within
 from tornado_proxy import ProxyHandler
-
-__all__ = ["served"]
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 # The full gigabyte of BP-10, for the run that has the time: TORNADO_PROXY_LARGE=1.

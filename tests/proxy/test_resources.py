@@ -14,13 +14,10 @@ from time import monotonic, thread_time
 import psutil
 import pytest
 
-from tests.proxy.test_backpressure import served
 from tests.support.downstream import Downstream
 from tests.support.proxy import SERVER
 from tests.support.upstream import echo
 from tests.support.wire import WireClosed, until
-
-__all__ = ["served"]
 
 # Idle connections: TORNADO_PROXY_IDLE=10000 for the whole of LD-04.
 IDLE = int(os.environ.get("TORNADO_PROXY_IDLE", "1000"))

@@ -19,8 +19,8 @@ from time import monotonic
 
 import pytest
 
-from tests.proxy.test_backpressure import HELD, KERNEL, MIB, PIECE, Sender
 from tests.support.downstream import Downstream
+from tests.support.flooding import HELD, KERNEL, MIB, PIECE, Sender
 from tests.support.process import StandaloneProxy
 from tests.support.upstream import ScriptedUpstream
 from tests.support.websocket import ASK, ASKING, GRANT, GRANTING, opened, opened_through

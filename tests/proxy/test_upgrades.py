@@ -12,7 +12,7 @@ import socket
 import pytest
 from tornado.web import HTTPError
 
-from tests.proxy.test_backpressure import HELD, KERNEL, MIB, Sender
+from tests.support.flooding import HELD, KERNEL, MIB, Sender
 from tests.support.websocket import ASK, ASKING, GRANT, GRANTING, KEY, opened
 from tests.support.wire import until
 from tornado_proxy import ProxyHandler, tunnel

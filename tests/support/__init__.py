@@ -10,6 +10,7 @@
 ``proxy``       a proxy on the test's own event loop, and what must be true once it is stopped
 ``strict``      h11 at both ends, for what no parser of ours should judge
 ``logs``        the guard that fails a test on a log line it did not expect
+``flooding``    senders without end, and how much may be under way while nobody reads
 ``memory``      how many bytes of bodies are held
 ``certificates`` an authority of our own, and what it certified
 ``websocket``   a handshake by hand, and both ends of an open tunnel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.certificates import OPENSSL, Certificates, make_certificates
 from tests.support.logs import LogGuard
+from tests.support.process import StandaloneProxy
 from tests.support.upstream import EchoUpstream, ScriptedUpstream
 
 if TYPE_CHECKING:
@@ -74,3 +76,16 @@ async def proxy(
         yield factory
     finally:
         await factory.stop()
+
+
+@pytest.fixture(params=[{}], ids=[""])
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[tuple[ScriptedUpstream, StandaloneProxy]]:
+    """An upstream and the standalone proxy in front of it, which has the environment of the parameter."""
+    async with ScriptedUpstream() as upstream:
+        starting = StandaloneProxy("--to", upstream.url, env=request.param)
+        proxy = await asyncio.to_thread(starting.__enter__)
+        try:
+            yield upstream, proxy
+        finally:
+            await asyncio.to_thread(proxy.signal, 9)
+            await asyncio.to_thread(proxy.stop)
