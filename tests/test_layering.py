@@ -19,7 +19,7 @@ LAYERS = [
     ["server.request", "server.application"],
     ["server.http2", "server.http2.limits", "server.http2.frames", "server.http2.heads"],
     ["server.http2.engine", "server.http2.outbox"],
-    ["server.http2.inbound"],
+    ["server.http2.receiving"],
     ["server.http2.stream"],
     ["server.http2.sending"],
     ["server.http2.ending"],

@@ -7,7 +7,7 @@
     ending      how it ends
     sending     whose turn it is to send
     stream      one request, and the way to answer it: what the application gets
-    inbound     its receiving half
+    receiving   its receiving half
     outbox      what it still has to send
     engine      h2, and what is kept from it
     frames      frames cut out of what was received; what is wrong with them before anyone looks inside

@@ -18,7 +18,7 @@ from tornado.iostream import IOStream
 
 from tornado_proxy.server.http2.frames import Error
 from tornado_proxy.server.http2.heads import response_fields, trailer_fields
-from tornado_proxy.server.http2.inbound import Inbound, Owner
+from tornado_proxy.server.http2.receiving import Owner, ReceivingStream
 from tornado_proxy.server.link import end_waiting
 from tornado_proxy.server.parser import RequestHead
 from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write, length_of
@@ -28,7 +28,7 @@ from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write, length_
 WRITE_AHEAD = 64 * 1024
 
 
-class RequestStream(Inbound):
+class RequestStream(ReceivingStream):
     """Tornado's ``HTTPConnection``, and a ``ServerConnection`` for whoever relays."""
 
     def __init__(self, link: Owner, stream_id: int, head: RequestHead, max_body_size: int) -> None:

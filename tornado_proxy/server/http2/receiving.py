@@ -47,7 +47,7 @@ class Owner(Protocol):
     def cut(self, stream: Any, code: Error) -> None: ...
 
 
-class Inbound(HTTPConnection):
+class ReceivingStream(HTTPConnection):
     """The receiving half of a stream."""
 
     # The fields behind the request's body, where there are any; complete when the body is. As in `server.request`.
