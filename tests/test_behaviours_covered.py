@@ -22,6 +22,20 @@ def scenarios() -> Iterator[tuple[str, list[str]]]:
                 yield name, [path for path, *_ in TEST.findall(row)]
 
 
+def test_every_file_is_named_and_every_name_is_a_file():
+    """Those of ``unit`` are called as their modules are, and those of ``applications`` as what they run."""
+    alike = ("unit/", "real/applications/")
+    files = {str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py")}
+    assert {match[0] for match in TEST.findall(README)} - files == set()
+    assert {path for path in files if not path.startswith(alike)} <= {match[0] for match in TEST.findall(README)}
+
+
+def test_every_part_of_the_support_is_in_its_index():
+    index = (TESTS / "support" / "__init__.py").read_text(encoding="utf-8")
+    parts = {path.stem for path in (TESTS / "support").glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"^``(\w+)``", index, re.MULTILINE)) == parts
+
+
 def test_every_behaviour_is_named():
     named = set()
     for path in (TESTS / "proxy").glob("test_*.py"):

@@ -4,6 +4,7 @@
 ``serving``     what every upstream does with what was begun: keeps it for the test, or answers by itself
 ``upstream``    :class:`ScriptedUpstream`, driven by the test, and :class:`EchoUpstream`, which answers by itself
 ``h2_upstream`` :class:`H2Upstream`, an upstream that speaks HTTP/2
+``h2_stream``   one request and its response there
 ``unreachable`` upstreams that refuse every connection, or leave it waiting
 ``downstream``  :class:`Downstream`, a client that sends and shows exact bytes
 ``http2``       :class:`Http2`, the same over HTTP/2, every frame of it the test's
@@ -12,6 +13,7 @@
 ``logs``        the guard that fails a test on a log line it did not expect
 ``flooding``    senders without end, and how much may be under way while nobody reads
 ``memory``      how many bytes of bodies are held
+``declared``    which tests are skipped with a client that declares that it cannot do it
 ``certificates`` an authority of our own, and what it certified
 ``websocket``   a handshake by hand, and both ends of an open tunnel
 ``process``     the standalone proxy as a subprocess
