@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "tornado_proxy"
+README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
 
 # Top to bottom; modules in one row know nothing of each other.
 LAYERS = [
@@ -94,6 +95,13 @@ MODULES = dict(modules())
 
 
 class TestLayers:
+    def test_the_readme_says_what_is_where(self):
+        rows = re.findall(r"^\| (`.*?) \|", README.partition("## Developing")[2], re.MULTILINE)
+        named = [name for row in rows for name in re.findall(r"`(.+?)`", row)]
+        modules = {path.name for path in PACKAGE.glob("[!_]*.py")}
+        packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+        assert sorted(named) == sorted(modules | packages)
+
     def test_every_module_has_its_place(self):
         assert set(MODULES) == set(RANK)
 
