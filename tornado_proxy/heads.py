@@ -1,6 +1,6 @@
 """What is done to the heads that pass: built for the upstream, steps (3) and (4), and cleaned for the downstream, (6).
 
-The rules themselves are in `headers`, `references`, `framing` and `urls`; here they meet the options of a mount.
+The rules themselves are in `headers`, `references`, `trailers`, `framing` and `urls`; here they meet a mount's options.
 """
 
 from __future__ import annotations
