@@ -21,12 +21,11 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.log import access_log, app_log
 from tornado.web import Application, RequestHandler
 
-from tornado_proxy.clients import default_client, shared_client
 from tornado_proxy.connections import server_connection
-from tornado_proxy.downstream import Hooks, NoHooks
+from tornado_proxy.downstream import CLIENT_CLOSED, Hooks, NoHooks, OnConnection, as_it_came
 from tornado_proxy.errors import BadRequest, ProxyError
 from tornado_proxy.forwarder import Exchange, refuse
-from tornado_proxy.handling import CLIENT_CLOSED, HandlerDownstream, as_it_came
+from tornado_proxy.handling import HandlerDownstream
 from tornado_proxy.headers import lines_of
 from tornado_proxy.heads import add_date
 from tornado_proxy.inbound import Mounted, judge
@@ -49,7 +48,7 @@ def nobody_asks(application: Application, options: ProxyOptions) -> bool:
     return not (options.hooked or application.transforms) and _life() == _TORNADOS
 
 
-class DirectDownstream(NoHooks, HTTPMessageDelegate):
+class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     """The downstream of one exchange; see `downstream.Downstream`. To the server it is what takes the request.
 
     It is its own hooks too: all it has is the upstream and ``on_done``.
@@ -88,8 +87,8 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         request, connection, options = self.request, self._connection, self._options
         try:
             inbound = judge(request, connection, options, self._mounted.split)
-            client = options.client or self._application.settings.get("proxy_client") or default_client()
-            self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
+            client = options.client_for(self._application.settings)
+            self._exchange = exchange = Exchange(self, options, client, inbound)
         except Exception as error:
             self._refusal = error
             return
@@ -163,11 +162,6 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
     def get_status(self) -> int:
         return self._status
 
-    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
-        # RFC 9110 section 15.2: never to a client of HTTP/1.0.
-        if self.request.version != "HTTP/1.0":
-            self._connection.send_interim(status, as_it_came(reason), headers)
-
     def send_own_answer(self) -> None:
         self._with_handler(HandlerDownstream.send_own_answer)
 
@@ -176,9 +170,7 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
 
     def send_head(self, response: UpstreamResponse, mode: HeadersMode, chunk: bytes) -> Future[None]:
         headers = self.fields_of(response, mode)
-        if self.request.version != "HTTP/1.1" and "Content-Length" not in lines_of(headers):
-            # The client would wait for an end that never comes.
-            self._connection.close_after_response()
+        self._let_end_be_seen(lines_of(headers))
         self.answered = True
         self._status, self._reason, self._headers = response.status, as_it_came(response.reason), headers
         start_line = ResponseStartLine("", self._status, self._reason)
@@ -189,8 +181,8 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
 
     def send_end(self, response: UpstreamResponse | None = None) -> Future[None]:
         connection: Any = self.request.connection
-        if response is not None and self._connection.takes_trailers() and response.trailers:
-            self._connection.set_trailers(response.trailers)
+        if response is not None:
+            self._send_trailers(response)
         connection.set_close_callback(None)
         written: Future[None] = connection.write(b"")
         connection.finish()
@@ -209,9 +201,6 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         self._status = status
         self._end()
 
-    def close_after_response(self) -> None:
-        self._connection.close_after_response()
-
     def abort(self) -> None:
         if not self.ended:
             self._connection.abort()
@@ -221,12 +210,6 @@ class DirectDownstream(NoHooks, HTTPMessageDelegate):
         if not self.answered:
             self._status, self._reason = CLIENT_CLOSED
         self.abort()
-
-    def unsent(self) -> int:
-        return self._connection.unsent()
-
-    def has_left(self) -> bool:
-        return self._connection.has_left()
 
     # -- inside
 

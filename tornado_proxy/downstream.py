@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from typing import Any, Protocol
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
+from tornado_proxy.connections import ServerConnection
 from tornado_proxy.errors import ProxyError
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import HeadersMode
+
+# Logged, and never sent.
+CLIENT_CLOSED = 499, "Client Closed Request"
 
 
 class Hooks(Protocol):
@@ -121,3 +126,47 @@ class Downstream(Protocol):
 
     def has_left(self) -> bool:
         """Return whether the downstream has closed its side, though we are not reading."""
+
+
+class OnConnection:
+    """What every downstream does in the same way, with the server's connection below it."""
+
+    __slots__ = ()
+
+    request: HTTPServerRequest
+    _connection: ServerConnection
+
+    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
+        # RFC 9110 section 15.2: never to a client of HTTP/1.0.
+        if self.request.version != "HTTP/1.0":
+            self._connection.send_interim(status, as_it_came(reason), headers)
+
+    def close_after_response(self) -> None:
+        self._connection.close_after_response()
+
+    def unsent(self) -> int:
+        return self._connection.unsent()
+
+    def has_left(self) -> bool:
+        return self._connection.has_left()
+
+    def _let_end_be_seen(self, fields: Container[str]) -> None:
+        """Let the connection end with a response whose client would else wait for an end that never comes."""
+        if self.request.version != "HTTP/1.1" and "Content-Length" not in fields:
+            self._connection.close_after_response()
+
+    def _send_trailers(self, response: UpstreamResponse) -> None:
+        """Let what came behind the body go behind it here, where the downstream takes that."""
+        if self._connection.takes_trailers() and response.trailers:
+            self._connection.set_trailers(response.trailers)
+
+
+def as_it_came(reason: str) -> str:
+    """Return what makes the bytes of ``reason``, one for each character, when a server writes it, which is in UTF-8."""
+    if reason.isascii():
+        return reason
+    try:
+        return reason.encode("latin-1").decode()
+    except UnicodeError:
+        # Nothing would; but then it is Latin-1 to whoever reads it, or a hook's.
+        return reason

@@ -15,8 +15,8 @@ from tornado.concurrent import Future
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.web import RequestHandler
 
-from tornado_proxy.clients import default_client, shared_client
 from tornado_proxy.connections import ServerConnection
+from tornado_proxy.downstream import CLIENT_CLOSED, OnConnection, as_it_came
 from tornado_proxy.errors import BadRequest, NoUpstreamAvailable, ProxyError, TunnelClosed
 from tornado_proxy.forwarder import Exchange, refuse
 from tornado_proxy.framing import NO_BODY
@@ -32,22 +32,10 @@ _SERVER = [f"TornadoServer/{tornado.version}"]
 
 # Seconds, for clients that heed Retry-After.
 _RETRY_AFTER = "1"
-CLIENT_CLOSED = 499, "Client Closed Request"
 _REASONS = {499: CLIENT_CLOSED[1], 508: "Loop Detected"}
 
 
-def as_it_came(reason: str) -> str:
-    """Return what makes the bytes of ``reason``, one for each character, when a server writes it, which is in UTF-8."""
-    if reason.isascii():
-        return reason
-    try:
-        return reason.encode("latin-1").decode()
-    except UnicodeError:
-        # Nothing would; but then it is Latin-1 to whoever reads it, or a hook's.
-        return reason
-
-
-class HandlerDownstream:
+class HandlerDownstream(OnConnection):
     """The downstream of one exchange; see `downstream.Downstream`. ``defaults`` is whose hooks are not the user's."""
 
     __slots__ = ("_aborted", "_connection", "_defaults", "_exchange", "_options", "handler", "hooks", "request")
@@ -72,8 +60,7 @@ class HandlerDownstream:
         handler, options = self.handler, self._options
         try:
             inbound = self._judge(split)
-            client = options.client or handler.settings.get("proxy_client") or default_client()
-            self._exchange = exchange = Exchange(self, options, shared_client(client, options.client_options), inbound)
+            self._exchange = exchange = Exchange(self, options, options.client_for(handler.settings), inbound)
             if self._connection.is_closed():
                 # Before the handler began, and so before anyone could be told. Where clients cut requests by the
                 # hundred (HTTP/2), none of these shall reach the upstream.
@@ -205,11 +192,6 @@ class HandlerDownstream:
     def ended(self) -> bool:
         return bool(self.handler._finished)
 
-    def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
-        # RFC 9110 section 15.2: never to a client of HTTP/1.0.
-        if self.request.version != "HTTP/1.0":
-            self._connection.send_interim(status, as_it_came(reason), headers)
-
     def send_own_answer(self) -> None:
         methods = set(self._options.methods)
         if self.request.method == "TRACE":
@@ -227,9 +209,7 @@ class HandlerDownstream:
         handler._reason = reason = as_it_came(response.reason)
         handler._headers = headers = self._merged(response.headers, mode)
         fields = lines_of(headers)
-        if "Content-Length" not in fields and self.request.version != "HTTP/1.1":
-            # Tornado would keep the connection and the client wait for an end that never comes.
-            self._connection.close_after_response()
+        self._let_end_be_seen(fields)
         if response.status in (204, 206, 304) or (
             "Cache-Control" in fields and "no-transform" in headers["Cache-Control"]
         ):
@@ -259,8 +239,8 @@ class HandlerDownstream:
 
     def send_end(self, response: UpstreamResponse | None = None) -> Future[None]:
         handler: RequestHandler = self.handler
-        if response is not None and self._connection.takes_trailers() and response.trailers:
-            self._connection.set_trailers(response.trailers)
+        if response is not None:
+            self._send_trailers(response)
         return handler.finish()
 
     def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
@@ -288,9 +268,6 @@ class HandlerDownstream:
         handler.send_error(error.status_code, reason=_REASONS.get(error.status_code))
         handler.__dict__.pop("write_error", None)
 
-    def close_after_response(self) -> None:
-        self._connection.close_after_response()
-
     def abort(self) -> None:
         if not self.handler._finished:
             self._cut()
@@ -314,12 +291,6 @@ class HandlerDownstream:
         """Do what else ``RequestHandler.finish`` does."""
         self.handler._log()
         self.handler.on_finish()
-
-    def unsent(self) -> int:
-        return self._connection.unsent()
-
-    def has_left(self) -> bool:
-        return self._connection.has_left()
 
     def _merged(self, upstream: HTTPHeaders, mode: HeadersMode) -> HTTPHeaders:
         """Return the upstream's headers joined with those set on the handler before, Tornado's defaults left out."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from tornado_proxy.clients import NAMES, check_client, default_client
+from tornado_proxy.clients import NAMES, check_client, default_client, shared_client
 from tornado_proxy.clients.base import HTTPClient
 from tornado_proxy.framing import is_token
 from tornado_proxy.urls import normalized_origin, parse_upstream
@@ -201,6 +201,11 @@ class ProxyOptions:
         functions = [getattr(self, name) for name in _FUNCTIONS if name not in ("normalize_headers", "on_done")]
         asked = callable(self.upstream) or self.status_callbacks or self.error_callback is not None
         settle("hooked", bool(asked) or functions != [None] * len(functions))
+
+    def client_for(self, settings: Mapping[str, Any]) -> HTTPClient:
+        """Return the running loop's client: that of the option, else of the application's ``settings``."""
+        client = self.client or settings.get("proxy_client") or default_client()
+        return shared_client(client, self.client_options)
 
     def trusts(self, address: str | None) -> bool:
         """Return whether forwarding headers that came from ``address`` are believed."""
