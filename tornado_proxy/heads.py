@@ -107,9 +107,10 @@ def _add_forwarding(
 
 
 def _forwarding(client: str | None, scheme: str, host: str | None, prefix: str | None) -> Forwarding:
-    # Tornado writes 0.0.0.0 for a unix-domain socket.
-    known = client is not None and client != "0.0.0.0"
-    return Forwarding(client if known else "unknown", scheme, host, _port(host, scheme), prefix or None)  # type: ignore[arg-type]
+    if client is None or client == "0.0.0.0":
+        # Tornado's, for a unix-domain socket.
+        client = "unknown"
+    return Forwarding(client, scheme, host, _port(host, scheme), prefix or None)
 
 
 _known_forwarding = lru_cache(maxsize=512)(_forwarding)
