@@ -37,7 +37,6 @@ class Connection(EndingLink):
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.done = server.done
         # No CR LF CR LF begins before this.
         self._scanned = 0
         # The one empty line before a request line was there.
@@ -51,15 +50,6 @@ class Connection(EndingLink):
         self._advancing = False
 
     # -- the transport calls these
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        server = self._server
-        self.context.protocol = server.protocol or self.context.protocol
-        # Who comes when the end has begun must have something to say soon.
-        limit = server.linger_time if server.draining else server.header_timeout
-        self.deadline = self._loop.time() + limit
-        server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         server = self._server

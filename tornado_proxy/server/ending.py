@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from enum import IntEnum
 from http import HTTPStatus
 from typing import Any
@@ -39,8 +38,7 @@ class EndingLink(Link):
     """A link that knows its current request, and how to end it and itself."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(server.loop)
-        self._server = server
+        super().__init__(server)
         self._state = State.HEAD
         # Received, not used yet.
         self._pending = bytearray()
@@ -49,9 +47,6 @@ class EndingLink(Link):
         self._delegate: HTTPMessageDelegate | None = None
         # The application is not ready for more of the request.
         self._waiting: Future[Any] | None = None
-        # When the sweep looks at us again, by the loop's clock; and what was unsent when it last did.
-        self.deadline = math.inf
-        self._unsent_at_sweep = 0
         # Bytes that nobody wants any more.
         self._dropped = 0
         # A response was cut off: nobody waits long for what is left of it.

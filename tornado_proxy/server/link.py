@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import select
 import socket
@@ -70,8 +71,14 @@ class Link(asyncio.BufferedProtocol):
     transport: asyncio.Transport
     context: Context
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._loop = server.loop
+        # Resolved, for everyone who need not wait.
+        self.done = server.done
+        # When the sweep looks at us again, by the loop's clock; and what was unsent when it last did.
+        self.deadline = math.inf
+        self._unsent_at_sweep = 0
         self.tls = False
         self.reading_paused = False
         # The transport has asked us to stop for a while.
@@ -90,7 +97,12 @@ class Link(asyncio.BufferedProtocol):
         inet = family in (socket.AF_INET, socket.AF_INET6) and bool(address)
         # Tornado's stand-in for clients without an address.
         remote_ip = address[0] if inet else "0.0.0.0"
-        self.context = Context(address, family, "https" if self.tls else "http", remote_ip)
+        server = self._server
+        self.context = Context(address, family, server.protocol or ("https" if self.tls else "http"), remote_ip)
+        # Who comes when the end has begun must have something to say soon.
+        limit = server.linger_time if server.draining else server.header_timeout
+        self.deadline = self._loop.time() + limit
+        server.opened(self)
 
     def fileno(self) -> int:
         sock = self.transport.get_extra_info("socket")

@@ -69,13 +69,8 @@ class Http2Connection(EndingLink):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        server = self._server
-        self.context.protocol = server.protocol or self.context.protocol
-        limit = server.linger_time if server.draining else server.header_timeout
-        self.deadline = self._loop.time() + limit
-        server.opened(self)
         self.schedule()
-        if server.draining:
+        if self._server.draining:
             self.begin_drain()
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -33,10 +33,10 @@ class Http2Server(Server, Protocol):
 class EndingLink(SendingLink):
     """A link that knows how to end its streams and itself."""
 
+    _server: Http2Server
+
     def __init__(self, server: Http2Server) -> None:
-        super().__init__(server.loop)
-        self._server = server
-        self.done = server.done
+        super().__init__(server)
         # The last request that was looked at.
         self._last_id = 0
         # Streams that we have reset lately, oldest first.
@@ -49,10 +49,8 @@ class EndingLink(SendingLink):
         self._refusing = False
         # Our side has ended; what comes is dropped.
         self._ended = False
-        # By the loop's clock: while there are no streams, and while a field block is not complete.
-        self.deadline = math.inf
+        # As the deadline, which counts while there are no streams; this one while a field block is not complete.
         self._block_deadline = math.inf
-        self._unsent_at_sweep = 0
 
     # -- streams and the lower half call these
 

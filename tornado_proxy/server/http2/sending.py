@@ -10,17 +10,15 @@ takes no more, all wait where they are.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from h2.exceptions import ProtocolError
-from tornado.concurrent import Future
 from tornado.log import app_log
 
 from tornado_proxy.server.http2.engine import Engine
 from tornado_proxy.server.http2.frames import MAX_FRAME_SIZE, Error
 from tornado_proxy.server.http2.stream import RequestStream
-from tornado_proxy.server.link import Link
+from tornado_proxy.server.link import Link, Server
 
 # Octets of content written in one turn of the loop, so that other connections have theirs.
 WRITE_AT_ONCE = 256 * 1024
@@ -32,11 +30,10 @@ class SendingLink(Link):
     """A link with streams."""
 
     engine: Engine
-    done: Future[None]
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self.loop = loop
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.loop = server.loop
         # Those that neither side has closed, or not both.
         self.streams: dict[int, RequestStream] = {}
         # Those that have something to send and may.
