@@ -6,6 +6,7 @@ import asyncio
 import errno
 import functools
 import logging
+import mmap
 import socket
 import ssl
 from collections.abc import Callable
@@ -97,8 +98,10 @@ class HTTPServer:
                 self._tls.set_alpn_protocols(["h2", "http/1.1"])
             self.http2_limits = limits(max_concurrent_streams, initial_window_size, max_resets)
             self._new_protocol = functools.partial(choice, self, self._new_protocol)
-        # Every connection reads into this, and takes its bytes out before another one's turn.
-        self.buffer = memoryview(bytearray(RECEIVE_SIZE))
+        # Every connection reads into this, and takes its bytes out before another one's turn. It begins with a page:
+        # where large blocks of malloc() begin, 16 bytes further, some processors copy at a fifth of the speed. Private,
+        # or processes that are forked would share it.
+        self.buffer = memoryview(mmap.mmap(-1, RECEIVE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         self.buffer_ahead = self.buffer[:READ_AHEAD]
         # No connection takes another request.
         self.draining = False
