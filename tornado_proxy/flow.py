@@ -1,8 +1,8 @@
 """BodyPipe: bounded bytes between one producer and one consumer. The only back-pressure code in the package.
 
 A producer that can wait awaits what :meth:`BodyPipe.write` returns; one that cannot (libcurl's write callback) offers
-its chunk (:meth:`BodyPipe.offer`) and keeps what is not taken until ``on_drain`` is called. A consumer that can wait
-awaits :meth:`BodyPipe.read`; one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when
+its chunk (:meth:`BodyPipe.offer`) and, if told so, stops until ``on_drain`` is called. A consumer that can wait awaits
+:meth:`BodyPipe.read`; one that cannot (libcurl's read callback) calls :meth:`BodyPipe.take` and resumes when
 ``on_data`` is called.
 
 Rule for editors: nothing here runs the other side's code except ``on_data`` and ``on_drain``. They are called at most
@@ -80,25 +80,29 @@ class BodyPipe:
         # The consumer that awaits read(), and the producer that awaits what write() returned.
         self._reader: Future[None] | None = None
         self._writer: Future[None] | None = None
-        # take() found nothing; offer() took nothing.
+        # take() would find nothing; nothing should be offered.
         self._starved = False
         self._stuffed = False
 
     # -- the producer's side
 
     def offer(self, chunk: bytes) -> bool:
-        """Accept ``chunk``, or return ``False``: ``on_drain`` will be called, or the consumer aborts."""
+        """Accept ``chunk``; return ``False`` if it should be the last until ``on_drain`` is called."""
         if self._ended or not chunk:
             return True
-        if self.size + self._out >= self.limit:
-            self._stuffed = True
-            return False
         self._chunks.append(chunk)
         self.size += len(chunk)
         self.total += len(chunk)
         self.last_write = monotonic()
         if self._reader is not None or self._starved:
             self._wake_consumer()
+        return not self.stuffed()
+
+    def stuffed(self) -> bool:
+        """Return whether there is no room; then ``on_drain`` will be called when there is, or the consumer aborts."""
+        if self._ended or self.size + self._out < self.limit:
+            return False
+        self._stuffed = True
         return True
 
     def write(self, chunk: bytes) -> Future[None] | None:
@@ -201,6 +205,13 @@ class BodyPipe:
         if self.size < self.limit:
             self._wake_producer()
         return chunk
+
+    def starving(self) -> bool:
+        """Return whether :meth:`take` would return ``None``; then ``on_data`` will be called, as if it had."""
+        if self._chunks or self._ended:
+            return False
+        self._starved = True
+        return True
 
     def discard(self) -> None:
         """Drop what is held and all that will come; the producer never waits again."""

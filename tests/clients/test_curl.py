@@ -5,12 +5,15 @@ import gc
 
 from tornado.httputil import HTTPHeaders
 
-from tests.clients.support import collected, request_for
+from tests.clients.contract import begun
+from tests.clients.support import PIECE, collected, request_for, until_it_waits
 from tests.clients.wire_contract import Contract
 from tests.support.wire import within
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.flow import BodyPipe
+
+MIB = 1024 * 1024
 
 
 class TestCurl(Contract):
@@ -30,3 +33,27 @@ class TestCurl(Contract):
         await asyncio.sleep(0)
         gc.collect()
         assert [each for each in gc.get_objects() if isinstance(each, Transfer)] == []
+
+    async def test_who_reads_as_fast_as_bytes_come_leaves_others_their_turns(self, client, upstream):
+        conn, response = await begun(client, upstream, request_for("GET", upstream.url))
+
+        async def step() -> int:
+            await conn.send_chunk(PIECE)
+            return len(PIECE)
+
+        # All of it waits in the kernel's buffers, so that nobody need wait for it.
+        there = await until_it_waits(step)
+        turns, loop = 0, asyncio.get_running_loop()
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if not response.stream.ended:
+                loop.call_soon(turn)
+
+        turn()
+        taken = 0
+        while taken < there:
+            taken += len(await response.stream.read())
+        assert turns > taken / (2 * MIB)
+        response.abort()

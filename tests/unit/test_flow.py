@@ -99,18 +99,38 @@ class TestCallbacks:
         assert calls == ["data"]
         assert pipe.take(1) == b""
 
-    async def test_an_offer_that_is_refused_is_called_for_when_there_is_room(self):
-        pipe, calls = BodyPipe(2), []
+    async def test_an_offer_that_fills_it_is_taken_and_the_next_is_called_for_when_there_is_room(self):
+        pipe, calls = BodyPipe(3), []
         pipe.on_drain = lambda: calls.append("drain")
         assert pipe.offer(b"ab")
-        assert not pipe.offer(b"c")
-        assert await pipe.read() == b"ab"
-        assert (calls, pipe.offer(b"c")) == ([], False)
+        assert not pipe.offer(b"cd")
+        assert await pipe.read() == b"abcd"
+        assert (calls, pipe.stuffed()) == ([], True)
         reader = asyncio.ensure_future(pipe.read())
         await asyncio.sleep(0)
         assert calls == ["drain"]
-        assert pipe.offer(b"c")
-        assert await reader == b"c"
+        assert pipe.offer(b"e")
+        assert await reader == b"e"
+
+    async def test_who_asks_beforehand_is_called_too(self):
+        pipe, calls = BodyPipe(2), []
+        pipe.on_drain = lambda: calls.append("drain")
+        pipe.on_data = lambda: calls.append("data")
+        assert pipe.starving()
+        assert pipe.offer(b"a")
+        assert not pipe.offer(b"b")
+        assert (calls, pipe.starving()) == (["data"], False)
+        assert pipe.stuffed()
+        assert pipe.take(1) == b"a"
+        assert (calls, pipe.stuffed()) == (["data", "drain"], False)
+
+    async def test_nobody_waits_at_the_end(self):
+        pipe = BodyPipe(1)
+        pipe.offer(b"a")
+        pipe.close()
+        assert not pipe.stuffed()
+        assert pipe.take(1) == b"a"
+        assert not pipe.starving()
 
     async def test_an_empty_offer_is_not_the_end(self):
         pipe = BodyPipe(2)

@@ -3,12 +3,14 @@
 Theory of operation. One *transfer* is one libcurl easy handle doing one request. libcurl calls us back for each header
 line and each piece of body; those callbacks only fill the head and the response's pipe, and set futures, so what they
 cause happens in the next turn of the loop. Back-pressure is libcurl's own pause: a callback that finds its pipe full
-(or empty, when sending) returns PAUSE, and the pipe calls us when that has changed.
+(or empty, when sending) returns PAUSE, or pauses its transfer when it has made it so, and the pipe calls us when that
+has changed. Then libcurl is driven at once: a large body that took a turn of the loop for each step would cost a tenth
+more.
 
 Rules for editors:
 
-1. Never call into libcurl from a callback that libcurl makes: add_handle, remove_handle, pause and socket_action are
-   called from the loop only (curl_multi_socket_action(3)).
+1. Never call into libcurl from a callback that libcurl makes: add_handle, remove_handle and socket_action are called
+   from the loop only (curl_multi_socket_action(3)). The one exception is to pause (curl_easy_pause(3)).
 2. No code of users runs inside a callback: set a future, fill a pipe, record an error. Nothing else.
 3. Every option that differs between requests is set for each request; handles keep everything else (`driver`).
    There is no ``reset()`` in between: it would cost about 25 calls for each request.

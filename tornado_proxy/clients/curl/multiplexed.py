@@ -60,6 +60,8 @@ class SharingDriver(Driver, Protocol):
 class MultiplexedTransfer(Transfer):
     """A transfer that may share its connection with others."""
 
+    pauses_ahead = False
+
     __slots__ = ("_refused", "_reset", "_sharing")
 
     def __init__(self, driver: SharingDriver, request: UpstreamRequest, origin: str) -> None:

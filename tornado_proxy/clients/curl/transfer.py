@@ -42,6 +42,9 @@ _STATUS_LINE = re.compile(rb"(HTTP/(?:1\.[01]|2|3)) ([0-9]{3})(?: ([^\r\n]*))?\r
 # which nobody else is served; these take 3.
 _MAX_LINES = 2000
 
+# Bytes of a piece of an upload that are worth a system call of their own.
+_LARGE = 128 * 1024
+
 # Interim responses that one answer may have; libcurl itself takes thousands.
 _MAX_INTERIM = 20
 
@@ -79,6 +82,7 @@ class Driver(Protocol):
     loop: asyncio.AbstractEventLoop
     sockets: SocketWatch
 
+    def drive(self) -> None: ...
     def drive_soon(self) -> None: ...
     def cancel(self, transfer: Transfer) -> None: ...
 
@@ -142,6 +146,10 @@ class Transfer:
     Ends exactly once, in `finish` (libcurl says so) or `cancel` (we do).
     """
 
+    # Whether libcurl can be paused before there is nothing to give or no room: with HTTP/1.1, where a connection has no
+    # other transfers. On one that is shared it would go on delivering, without end.
+    pauses_ahead = True
+
     __slots__ = (
         "_answered_417",
         "_driver",
@@ -152,6 +160,7 @@ class Transfer:
         "_on_interim",
         "_on_sending",
         "_recv_paused",
+        "_resumed",
         "_send_paused",
         "_sends",
         "_timed",
@@ -198,6 +207,8 @@ class Transfer:
         self._interim = 0
         self._send_paused = False
         self._recv_paused = False
+        # Receiving was resumed at once in this turn of the loop; next time it waits for the next.
+        self._resumed = False
 
     # -- called by libcurl (rules 1 and 2)
 
@@ -242,10 +253,16 @@ class Transfer:
 
     def on_chunk(self, chunk: bytes) -> int | None:
         """Take one piece of body, or none of it: libcurl keeps it until the transfer is resumed."""
-        if self.stream.offer(chunk):
-            return None
-        self._recv_paused = True
-        return int(pycurl.WRITEFUNC_PAUSE)
+        if not self.pauses_ahead:
+            if self.stream.stuffed():
+                self._recv_paused = True
+                return int(pycurl.WRITEFUNC_PAUSE)
+            self.stream.offer(chunk)
+        elif not (self.stream.offer(chunk) or self._recv_paused):
+            # What it has received already it gives us all the same; of what is refused it makes another copy.
+            self._recv_paused = True
+            self._set_pauses()
+        return None
 
     def on_read(self, limit: int) -> bytes | int:
         """Give up to ``limit`` bytes of the upload; ``b""`` is its end."""
@@ -262,6 +279,11 @@ class Transfer:
         if chunk is None:
             self._send_paused = True
             return int(pycurl.READFUNC_PAUSE)
+        if self.pauses_ahead and len(chunk) >= _LARGE and self.upload.starving():
+            # Or libcurl would ask again as soon as the socket can be written to, which takes an event of its own, only
+            # to be told "nothing yet"; that costs a tenth of the whole.
+            self._send_paused = True
+            self._set_pauses()
         return chunk
 
     def on_trailers(self) -> list[bytes]:
@@ -318,25 +340,40 @@ class Transfer:
         """The response's pipe has room again."""
         if self._recv_paused:
             self._recv_paused = False
-            self._unpause()
+            self._set_pauses()
+            if self._resumed:
+                # A downstream that takes bytes as fast as they come would keep the loop to itself.
+                self._driver.drive_soon()
+                return
+            self._resumed = True
+            self._driver.loop.call_soon(self._next_turn)
+            self._driver.drive()
+
+    def _next_turn(self) -> None:
+        self._resumed = False
 
     def resume_sending(self) -> None:
         """The upload's pipe has bytes again, or its end."""
         if self._send_paused:
             self._send_paused = False
-            self._unpause()
+            self._set_pauses()
+            assert self.upload is not None
+            if self.upload.size >= _LARGE:
+                self._driver.drive()
+            else:
+                # More of them may come in this turn, for one system call.
+                self._driver.drive_soon()
 
-    def _unpause(self) -> None:
+    def _set_pauses(self) -> None:
         if self.curl is None:
             return
         # pause() sets both directions at once (curl_easy_pause(3)).
-        still = (pycurl.PAUSE_RECV if self._recv_paused else 0) | (pycurl.PAUSE_SEND if self._send_paused else 0)
+        paused = (pycurl.PAUSE_RECV if self._recv_paused else 0) | (pycurl.PAUSE_SEND if self._send_paused else 0)
         try:
-            self.curl.pause(still)
+            self.curl.pause(paused)
         except pycurl.error:
             # The transfer broke while it was paused; libcurl reports that error when it is next driven.
             log.debug("transfer to %s broke while paused", self.origin)
-        self._driver.drive_soon()
 
     def finish(self, errno: int = 0, message: str = "") -> None:
         """libcurl is done with the request. The handle is returned by the driver after this."""
