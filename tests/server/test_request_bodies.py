@@ -71,7 +71,7 @@ class TestPace:
         ready.set_result(None)
         assert (await downstream.read_response()).status == 200
         assert len(recorder.body) == size
-        assert max(len(event[1]) for event in recorder.events if event[0] == "data") <= 2 * 65536
+        assert max(len(event[1]) for event in recorder.events if event[0] == "data") <= 4 * 65536
 
     async def test_a_coroutine_may_answer_for_the_delegate(self, serve, recorder):
         async def slow():

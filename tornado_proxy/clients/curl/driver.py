@@ -29,6 +29,12 @@ _HTTP_VERSIONS = {
 # such a limit, and this is libcurl's own.
 _CONTINUE_TIMEOUT = 1000
 
+# Bytes that libcurl is given, and sends, at a time: what our server receives at a time, because a piece that does not
+# fit in here is copied once more, to be cut.
+_UPLOAD_BUFFER = 256 * 1024
+# Handles that are kept although they have sent much: the buffer stays with the handle.
+_KEPT_LARGE = 16
+
 # Bytes.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
 
@@ -155,7 +161,10 @@ class CurlDriver(CurlAsyncHTTPClient):
     def _release(self, curl: pycurl.Curl) -> None:
         self._multi.remove_handle(curl)
         upload = self._active.pop(curl).upload
-        if len(self._idle) < self.options.max_idle_connections:
+        kept = self.options.max_idle_connections
+        if upload is not None and upload.total >= _UPLOAD_BUFFER:
+            kept = min(kept, _KEPT_LARGE)
+        if len(self._idle) < kept:
             # Or the last exchange, bodies and all, would be kept for as long as nobody needs the handle.
             for option in (pycurl.PREREQFUNCTION, pycurl.HEADERFUNCTION, pycurl.WRITEFUNCTION, pycurl.READFUNCTION):
                 curl.setopt(option, _nobody)
@@ -277,7 +286,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         # libcurl's own is 16 KiB; with 256 KiB a large body costs a third more. What a pause finds in there is kept
         # beside what the pipe holds, so not more. And bytes to send.
         set_(pycurl.BUFFERSIZE, 512 * 1024)
-        set_(pycurl.UPLOAD_BUFFERSIZE, 128 * 1024)
+        set_(pycurl.UPLOAD_BUFFERSIZE, _UPLOAD_BUFFER)
         set_(pycurl.TCP_NODELAY, 1)
         set_(pycurl.TCP_KEEPALIVE, 1)
         set_(pycurl.MAXAGE_CONN, options.max_idle_seconds)
