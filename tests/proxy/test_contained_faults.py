@@ -394,7 +394,7 @@ class TestCancelAtTheWorstMoment:
 
         def on_chunk(transfer, data):
             result = original(transfer, data)
-            if result is not None:
+            if transfer._recv_paused:
                 loop.call_soon(transfer.cancel)
             return result
 
