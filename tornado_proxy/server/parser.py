@@ -36,7 +36,7 @@ _TRAILER = re.compile(_FIELD.encode("latin-1"))
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 # RFC 9110 section 7.2: uri-host [":" port]. No comma, which RFC 3986 allows but no name has: a list is two hosts.
-HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~\-]+\]|(?:[0-9A-Za-z\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
+_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%_~\-]+\]|(?:[0-9A-Za-z\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::([0-9]{0,5}))?")
 
 # RFC 9112 section 7.1. 16 digits hold any size that can be counted; extensions are read over.
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)\r\n")
@@ -174,7 +174,7 @@ class ChunkedBody:
         self.done = False
         # Of the chunk that has begun; its CR LF counts. 0 between two chunks.
         self._left = 0
-        # Of the trailer section, each after a CR LF; None before it has begun.
+        # Of the trailer section; None before it has begun.
         self._lines: list[str] | None = None
         self._overhead = 0
         # The fields behind the last chunk, where there are any; complete when ``done``.
@@ -276,14 +276,17 @@ def _check_host(version: str, hosts: list[str] | None) -> None:
         if version == "HTTP/1.1":
             raise BadRequest("request has no Host")
         return
-    host = hosts[0]
-    # Clients name few hosts, most of them short.
-    if len(hosts) > 1 or not (_known_host_ok(host) if len(host) <= 255 else _host_ok(host)):
+    if len(hosts) > 1 or not host_ok(hosts[0]):
         raise BadRequest("request has more than one Host, or an invalid one")
 
 
+def host_ok(host: str) -> bool:
+    """Return whether ``host`` can be the value of Host, or an authority. Clients name few, most of them short."""
+    return _known_host_ok(host) if len(host) <= 255 else _host_ok(host)
+
+
 def _host_ok(host: str) -> bool:
-    match = HOST.fullmatch(host)
+    match = _HOST.fullmatch(host)
     # The port ends up in X-Forwarded-Port, which applications build URLs of.
     return match is not None and int(match[1] or 0) <= 65535
 

@@ -16,7 +16,7 @@ from tornado.httputil import HTTPHeaders
 from tornado_proxy.errors import BadRequest, refusal
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing, header_value_ok, is_token, request_framing
 from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, made_of, nominated
-from tornado_proxy.server.parser import HOST, MAX_TRAILERS, MAX_TRAILERS_SIZE, RequestHead, too_many_trailers
+from tornado_proxy.server.parser import MAX_TRAILERS, MAX_TRAILERS_SIZE, RequestHead, host_ok, too_many_trailers
 
 VERSION = "HTTP/2.0"
 
@@ -168,8 +168,7 @@ def _set_host(headers: HTTPHeaders, authority: bytes | None) -> None:
             raise Malformed("Host is another than :authority")
         hosts = [named]
         headers._as_list["Host"] = hosts
-    match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 and hosts[0] else None
-    if match is None or int(match[1] or 0) > 65535:
+    if len(hosts) != 1 or not hosts[0] or not host_ok(hosts[0]):
         raise Malformed("no authority, more than one, or none that can be")
 
 
