@@ -82,13 +82,13 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         assert request.connection is not None
         self._connection = server_connection(request.connection)
 
-    def _begin(self) -> None:
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Judge the request and take its body; :meth:`run` is to follow."""
         request, connection, options = self.request, self._connection, self._options
         try:
             inbound = judge(request, connection, options, self._mounted.split)
-            client = options.client_for(self._application.settings)
-            self._exchange = exchange = Exchange(self, options, client, inbound)
+            client = options.client_for(self._application.settings, loop)
+            self._exchange = exchange = Exchange(self, options, client, inbound, loop)
         except Exception as error:
             self._refusal = error
             return
@@ -121,8 +121,10 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
     ) -> Awaitable[None] | None:
-        self._begin()
-        task = asyncio.get_running_loop().create_task(self.run())
+        # Once, for all: each look takes a system call in Python 3.11.
+        loop = asyncio.get_running_loop()
+        self._begin(loop)
+        task = loop.create_task(self.run())
         connection: Any = self.request.connection
         # The answer of a request that is refused is not to be anticipated by a 100, or by a refusal of its body.
         return task if self._refusal is not None and connection.has_body else None

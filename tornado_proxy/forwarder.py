@@ -116,18 +116,26 @@ class Exchange:
     # What came behind the inbound body, and may be wanted upstream.
     _trailers: HTTPHeaders | None = None
 
-    def __init__(self, downstream: Downstream, options: ProxyOptions, client: HTTPClient, inbound: Inbound) -> None:
+    def __init__(
+        self,
+        downstream: Downstream,
+        options: ProxyOptions,
+        client: HTTPClient,
+        inbound: Inbound,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.downstream = downstream
         self.hooks = downstream.hooks
         self.options = options
         self.client = client
         self.inbound = inbound
+        self._loop = loop
         self.outcome = Outcome()
         if inbound.body is None and (inbound.framing.chunked or inbound.framing.length is not None):
             filtered = downstream.hooked("filter_request_body")
             self.upload = BodyPipe(options.buffer_size, None if filtered else inbound.framing.length)
         self._started = monotonic()
-        self._watchdog = Watchdog(options, self.stop, downstream.unsent, downstream.has_left)
+        self._watchdog = Watchdog(options, self.stop, downstream.unsent, downstream.has_left, loop)
 
     # -- what the downstream's connection tells us
 
@@ -220,7 +228,7 @@ class Exchange:
 
         Raises only what a hook raised before anything was sent, for the caller to answer as it answers its own errors.
         """
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._loop)
         draining.began(self)
         try:
             if self._stopped is not None:

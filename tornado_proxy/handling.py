@@ -6,6 +6,7 @@ What depends on the inside of Tornado's ``RequestHandler`` stands here and says 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable
 from typing import Any
@@ -60,7 +61,9 @@ class HandlerDownstream(OnConnection):
         handler, options = self.handler, self._options
         try:
             inbound = self._judge(split)
-            self._exchange = exchange = Exchange(self, options, options.client_for(handler.settings), inbound)
+            loop = asyncio.get_running_loop()
+            client = options.client_for(handler.settings, loop)
+            self._exchange = exchange = Exchange(self, options, client, inbound, loop)
             if self._connection.is_closed():
                 # Before the handler began, and so before anyone could be told. Where clients cut requests by the
                 # hundred (HTTP/2), none of these shall reach the upstream.

@@ -6,6 +6,7 @@ sentence names the mount, the option and the cure. Nothing here touches a socket
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import ipaddress
 import math
@@ -202,10 +203,10 @@ class ProxyOptions:
         asked = callable(self.upstream) or self.status_callbacks or self.error_callback is not None
         settle("hooked", bool(asked) or functions != [None] * len(functions))
 
-    def client_for(self, settings: Mapping[str, Any]) -> HTTPClient:
-        """Return the running loop's client: that of the option, else of the application's ``settings``."""
+    def client_for(self, settings: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> HTTPClient:
+        """Return the client of ``loop``, which runs: that of the option, else of the application's ``settings``."""
         client = self.client or settings.get("proxy_client") or default_client()
-        return shared_client(client, self.client_options)
+        return shared_client(client, self.client_options, loop)
 
     def trusts(self, address: str | None) -> bool:
         """Return whether forwarding headers that came from ``address`` are believed."""

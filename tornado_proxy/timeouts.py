@@ -108,13 +108,14 @@ class Watchdog:
         on_timeout: Callable[[ProxyError], None],
         unsent: Callable[[], int],
         has_left: Callable[[], bool],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._options = options
         self._on_timeout = on_timeout
         # Bytes that wait to be written downstream, and whether the downstream has closed; asked only when it matters.
         self._unsent = unsent
         self._has_left = has_left
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._started = monotonic()
         self._timer: asyncio.TimerHandle | None = None
         # When it fires. Not asked of the timer: uvloop's have no when() if the time has come already.

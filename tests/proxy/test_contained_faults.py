@@ -564,7 +564,8 @@ class TestAnExchangeThatEnded:
 
     async def test_is_not_watched_again_when_its_body_ends_in_the_same_turn(self):
         upload = BodyPipe(1000)
-        watchdog = Watchdog(ProxyOptions(upstream="http://h"), lambda error: None, lambda: 0, lambda: False)
+        loop = asyncio.get_running_loop()
+        watchdog = Watchdog(ProxyOptions(upstream="http://h"), lambda error: None, lambda: 0, lambda: False, loop)
         watchdog.request_started(upload, "http://h")
         watchdog.stop()
         upload.close()

@@ -374,9 +374,8 @@ class TestUvloop:
         errors = []
 
         async def late() -> None:
-            watchdog = Watchdog(
-                ProxyOptions(upstream="http://h", response_timeout=0.001), errors.append, lambda: 0, lambda: False
-            )
+            options = ProxyOptions(upstream="http://h", response_timeout=0.001)
+            watchdog = Watchdog(options, errors.append, lambda: 0, lambda: False, asyncio.get_running_loop())
             try:
                 watchdog.request_started(None, "http://h")
                 await asyncio.sleep(0.01)
@@ -409,10 +408,11 @@ class TestALoopWithAClockOfItsOwn:
         errors = []
 
         async def wait() -> None:
-            over = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            over = loop.create_future()
             options = ProxyOptions(upstream="http://h", response_timeout=0.15)
             watchdog = Watchdog(
-                options, lambda error: (errors.append(error), over.set_result(None)), lambda: 0, lambda: False
+                options, lambda error: (errors.append(error), over.set_result(None)), lambda: 0, lambda: False, loop
             )
             watchdog.request_started(None, "http://h")
             await asyncio.wait_for(over, 5)

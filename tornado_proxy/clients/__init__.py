@@ -90,14 +90,22 @@ def _check_capabilities(client: type[HTTPClient], options: dict[str, Any]) -> No
         raise ValueError(f"unix_socket is more than {client.__name__} can; write client='curl'")
 
 
-def shared_client(client: str | type[HTTPClient] | HTTPClient, options: dict[str, Any]) -> HTTPClient:
-    """Return the running loop's instance for these options; it is closed by :func:`close_clients`."""
+def shared_client(
+    client: str | type[HTTPClient] | HTTPClient,
+    options: dict[str, Any],
+    loop: asyncio.AbstractEventLoop | None = None,
+) -> HTTPClient:
+    """Return the running loop's instance for these options; it is closed by :func:`close_clients`.
+
+    ``loop`` is that loop, where the caller knows it: to ask takes a system call in Python 3.11.
+    """
     if isinstance(client, HTTPClient):
         if options:
             raise ValueError("client_options cannot be applied to a client that exists already")
         return client
     global _last
-    loop = asyncio.get_running_loop()
+    if loop is None:
+        loop = asyncio.get_running_loop()
     # Read once: other threads may have loops too.
     last = _last
     if last is not None and last[0] is loop:
