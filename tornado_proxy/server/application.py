@@ -23,8 +23,8 @@ from tornado.httputil import (
     parse_body_arguments,
     split_host_and_port,
 )
-from tornado.routing import Router, _DefaultMessageDelegate
-from tornado.web import HTTPError, _HandlerDelegate
+from tornado.routing import Router, RuleRouter, _DefaultMessageDelegate
+from tornado.web import Application, HTTPError, _ApplicationRouter, _HandlerDelegate
 
 from tornado_proxy.headers import lines_of
 
@@ -108,13 +108,9 @@ class RoutedRequest(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         assert isinstance(start_line, RequestStartLine)
         request = ServerRequest(self._connection, self._server_connection, start_line, headers)
-        delegate = self._app.find_handler(request) or _DefaultMessageDelegate(self._connection)
-        self._delegate = delegate
+        self._delegate = delegate = _find(self._app, request) or _DefaultMessageDelegate(self._connection)
         if type(delegate) is not _HandlerDelegate:
             return delegate.headers_received(start_line, headers)
-        if (direct := _directly(delegate)) is not None:
-            self._delegate = direct
-            return direct.headers_received(start_line, headers)
         self._lean = True
         if not delegate.stream_request_body:
             return None
@@ -140,13 +136,40 @@ class RoutedRequest(HTTPMessageDelegate):
             self._delegate.on_connection_close()
 
 
-def _directly(delegate: _HandlerDelegate) -> HTTPMessageDelegate | None:
-    """Return what does the handler's work without one, where its class offers that."""
-    offer: Any = getattr(delegate.handler_class, "_proxy_directly", None)
-    if offer is None:
-        return None
-    direct: HTTPMessageDelegate | None = offer(delegate.application, delegate.request, delegate.handler_kwargs)
-    return direct
+def _find(router: Router, request: HTTPServerRequest) -> HTTPMessageDelegate | None:
+    """Return what ``router.find_handler`` finds, or what does its work directly; ``None`` where it finds nothing."""
+    find = type(router).find_handler
+    if find is RuleRouter.find_handler:
+        return _first_match(router, request)  # type: ignore[arg-type]
+    if find is Application.find_handler and (found := _first_match(router.default_router, request)) is not None:  # type: ignore[attr-defined]
+        return found
+    # Somebody's own, or the application's answer to what no rule takes.
+    return router.find_handler(request)
+
+
+def _first_match(router: RuleRouter, request: HTTPServerRequest) -> HTTPMessageDelegate | None:
+    """Walk the rules as ``RuleRouter.find_handler`` does, but ask the class of a handler for an offer first.
+
+    Tornado goes through ten functions to make the delegate of a handler, and no handler may be needed.
+    """
+    for rule in router.rules:
+        parameters = rule.matcher.match(request)
+        if parameters is None:
+            continue
+        target, arguments = rule.target, rule.target_kwargs
+        found: HTTPMessageDelegate | None = None
+        if isinstance(target, RuleRouter | Application):
+            found = _find(target, request)
+        else:
+            if type(router) is _ApplicationRouter and (offer := getattr(target, "_proxy_directly", None)) is not None:
+                found = offer(router.application, request, arguments)
+            if found is None:
+                if arguments:
+                    parameters["target_kwargs"] = arguments
+                found = router.get_target_delegate(target, request, **parameters)
+        if found is not None:
+            return found
+    return None
 
 
 def _execute(delegate: _HandlerDelegate, has_body: bool) -> Awaitable[None] | None:
