@@ -185,7 +185,7 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         connection: Any = self.request.connection
         if response is not None:
             self._send_trailers(response)
-        connection.set_close_callback(None)
+        self._forget_close()
         written: Future[None] = connection.write(b"")
         connection.finish()
         self._end()
@@ -201,11 +201,13 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
 
     def tunnel_ended(self, status: int) -> None:
         self._status = status
+        self._forget_close()
         self._end()
 
     def abort(self) -> None:
         if not self.ended:
             self._connection.abort()
+            self._forget_close()
             self._end()
 
     def gone(self) -> None:
@@ -215,12 +217,14 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
 
     # -- inside
 
+    def _forget_close(self) -> None:
+        # It refers to us, and we to it.
+        self.request.connection.set_close_callback(None)  # type: ignore[union-attr]
+
     def _end(self) -> None:
         # Nothing is to be answered any more, be it that nothing was.
         self.answered = self.ended = True
-        application, connection = self._application, self.request.connection
-        # It refers to us, and we to it.
-        connection.set_close_callback(None)  # type: ignore[union-attr]
+        application = self._application
         if _logs(application, self._status):
             application.log_request(self._handler())
 
@@ -238,7 +242,7 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     def _made(self) -> Any:
         handler: Any = self._handler_class(self._application, self.request, mounted=self._mounted)
         # It wants to be told.
-        self.request.connection.set_close_callback(None)  # type: ignore[union-attr]
+        self._forget_close()
         # As RequestHandler._execute() sets them; a mount's pattern has no groups.
         handler.path_args, handler.path_kwargs = [], {}
         return handler

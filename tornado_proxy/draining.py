@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 
@@ -47,15 +48,13 @@ async def end_exchanges() -> None:
 
 # -- exchanges call these
 
+#: Count an exchange.
+began: Callable[[Ending], None] = _exchanges.add
+
 
 def draining() -> bool:
     """Return whether :func:`begin_drain` was called."""
     return _draining
-
-
-def began(exchange: Ending) -> None:
-    """Count an exchange."""
-    _exchanges.add(exchange)
 
 
 def ended(exchange: Ending) -> None:

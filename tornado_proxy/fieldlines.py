@@ -15,7 +15,7 @@ from typing import AnyStr, Generic
 
 from tornado.httputil import HTTPHeaders
 
-from tornado_proxy.headers import Spelling, made_of
+from tornado_proxy.headers import ByName, made_of, spelled
 
 # A line below a head's first, with its end; RFC 9112 section 2.2 lets a recipient take a bare LF for one.
 _FIELD_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)\r?\n")
@@ -94,7 +94,7 @@ class FieldLines(Generic[AnyStr]):
 
     def __init__(self, read: Callable[[AnyStr], tuple[str, str]]) -> None:
         self._read: Callable[[AnyStr], tuple[str, str]] = read
-        self._spelling = Spelling()
+        self._spelling = ByName(spelled)
         self._known: dict[AnyStr, tuple[str, str]] = {}
 
     def headers(self, lines: Sequence[AnyStr]) -> HTTPHeaders:

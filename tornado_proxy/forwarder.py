@@ -310,7 +310,10 @@ class Exchange:
         while True:
             self.outcome.attempts += 1
             # (2) Choose where to.
-            self._upstream = upstream = await self._choose_upstream()
+            chosen = self.hooks.choose_upstream()
+            if not isinstance(chosen, str):
+                chosen = await _awaited(chosen)
+            self._upstream = upstream = self._upstream_at(chosen)
             if upstream is None:
                 return None
             # (3) Build what we shall send.
@@ -330,10 +333,8 @@ class Exchange:
                 # Nobody sees it any more. It refers to the client's frames, and they to it.
                 error.__traceback__ = None
 
-    async def _choose_upstream(self) -> UpstreamURL | None:
-        chosen = self.hooks.choose_upstream()
-        if not isinstance(chosen, str):
-            chosen = await _awaited(chosen)
+    def _upstream_at(self, chosen: Any) -> UpstreamURL | None:
+        """Return the upstream that ``choose_upstream`` has chosen, ``None`` where it has answered instead."""
         if self.downstream.answered:
             return None
         try:

@@ -10,8 +10,10 @@ Cleaning comes first, own fields second: a client's ``Connection: X-Forwarded-Fo
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TypeVar
 
 from tornado.httputil import HTTPHeaders
 
@@ -125,39 +127,36 @@ def spelled(name: str) -> str:
     return "-".join([word.capitalize() for word in name.split("-")])
 
 
-class Spelling(dict[str, str]):
-    """Names as they came, and how ``HTTPHeaders`` spells them. The first are remembered, unless they are long.
+Found = TypeVar("Found")
 
-    Clients and upstreams have one each, so that the ones cannot fill the others'.
-    """
 
-    def __missing__(self, name: str) -> str:
-        proper = spelled(name)
+class ByName(dict[str, Found]):
+    """What ``find`` returns for a name. The first names are remembered, unless they are long."""
+
+    def __init__(self, find: Callable[[str], Found]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, name: str) -> Found:
+        found = self._find(name)
         if len(self) < _MOST_NAMES and len(name) <= _LONGEST_NAME:
-            self[name] = proper
-        return proper
+            self[name] = found
+        return found
 
 
 # From whom a field goes upstream.
 _FROM_ANYONE, _FROM_TRUSTED, _FROM_NOBODY = range(3)
 
 
-class _Passing(dict[str, int]):
-    """From whom the field of a name goes upstream. The first are remembered, as by :class:`Spelling`."""
-
-    def __missing__(self, name: str) -> int:
-        plain = _read_by_cgi(name)
-        if plain != name and (plain in HOP_BY_HOP or plain in _NOT_FORWARDED):
-            # Such as Transfer_Encoding, which would be taken for the framing.
-            passing = _FROM_NOBODY
-        else:
-            passing = _FROM_TRUSTED if is_forwarding_field(plain) else _FROM_ANYONE
-        if len(self) < _MOST_NAMES and len(name) <= _LONGEST_NAME:
-            self[name] = passing
-        return passing
+def _from_whom(name: str) -> int:
+    plain = _read_by_cgi(name)
+    if plain != name and (plain in HOP_BY_HOP or plain in _NOT_FORWARDED):
+        # Such as Transfer_Encoding, which would be taken for the framing.
+        return _FROM_NOBODY
+    return _FROM_TRUSTED if is_forwarding_field(plain) else _FROM_ANYONE
 
 
-_passing = _Passing()
+_passing = ByName(_from_whom)
 
 
 def lines_of(headers: HTTPHeaders) -> dict[str, list[str]]:
@@ -199,9 +198,11 @@ def remove_hop_by_hop(headers: HTTPHeaders, drop: frozenset[str] = _NOTHING) -> 
 
     ``drop`` holds names in the case of ``HTTPHeaders`` keys and should be a constant.
     """
-    unwanted = _unwanted(nominated(headers), drop)
-    for name in [name for name in headers._as_list if name in unwanted]:
-        del headers[name]
+    unwanted = _unwanted(headers, drop)
+    fields = headers._as_list
+    for name in [name for name in fields if name in unwanted]:
+        del fields[name]
+        headers._combined_cache.pop(name, None)
 
 
 def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
@@ -210,7 +211,7 @@ def request_headers(inbound: HTTPHeaders, *, trusted: bool) -> HTTPHeaders:
     Host, Content-Length and Expect are left to the caller. Unless the request came from a ``trusted`` proxy, every
     field that names a client, scheme or path is dropped, because anyone can write it.
     """
-    unwanted = _unwanted(nominated(inbound), _NOT_FORWARDED)
+    unwanted = _unwanted(inbound, _NOT_FORWARDED)
     limit = _FROM_TRUSTED if trusted else _FROM_ANYONE
     return made_of(
         {
@@ -256,7 +257,8 @@ def remove_range(headers: HTTPHeaders) -> None:
             del headers[name]
 
 
-class Forwarding(NamedTuple):
+@dataclass(frozen=True)
+class Forwarding:
     """What the upstream shall know about the inbound request.
 
     ``client`` is the address of whoever is connected to us, or ``"unknown"``; ``host`` the inbound Host, ``port`` the
@@ -269,6 +271,17 @@ class Forwarding(NamedTuple):
     port: int | None
     prefix: str | None
 
+    @cached_property
+    def asked(self) -> tuple[tuple[str, str], ...]:
+        """What was asked for, as far as there is something to say: names and values of X-Forwarded-*, without -For."""
+        fields = {
+            "X-Forwarded-Proto": self.scheme,
+            "X-Forwarded-Host": self.host,
+            "X-Forwarded-Port": None if self.port is None else str(self.port),
+            "X-Forwarded-Prefix": self.prefix,
+        }
+        return tuple((name, value) for name, value in fields.items() if value is not None)
+
 
 def add_x_forwarded(headers: HTTPHeaders, forwarding: Forwarding, trusted: bool) -> None:
     """Add X-Forwarded-For, -Proto, -Host, -Port and -Prefix to the upstream request.
@@ -276,21 +289,15 @@ def add_x_forwarded(headers: HTTPHeaders, forwarding: Forwarding, trusted: bool)
     A ``trusted`` sender's chain is continued in one X-Forwarded-For line, and what else it said is kept, because it
     stands nearer to the client. From anyone else all five are replaced, or removed where we have nothing to say.
     """
-    client, scheme, host, port, prefix = forwarding
-    fields = headers._as_list
+    client, fields = forwarding.client, headers._as_list
     if trusted:
         client = ", ".join([*(line for line in headers.get_list("X-Forwarded-For") if line), client])
     elif not _X_FORWARDED.isdisjoint(fields):
         for name in _X_FORWARDED & fields.keys():
             del headers[name]
     _put(headers, "X-Forwarded-For", client)
-    for name, value in (
-        ("X-Forwarded-Proto", scheme),
-        ("X-Forwarded-Host", host),
-        ("X-Forwarded-Port", None if port is None else str(port)),
-        ("X-Forwarded-Prefix", prefix),
-    ):
-        if value is not None and name not in fields:
+    for name, value in forwarding.asked:
+        if name not in fields:
             fields[name] = [value]
 
 
@@ -363,7 +370,8 @@ def _may_be_nominated(name: str) -> bool:
     return not (name in _END_TO_END or name.startswith("Content-") or is_forwarding_field(name))
 
 
-def _unwanted(named: frozenset[str], drop: frozenset[str]) -> frozenset[str]:
+def _unwanted(headers: HTTPHeaders, drop: frozenset[str]) -> frozenset[str]:
+    named = nominated(headers) if "Connection" in headers._as_list else _NOTHING
     return _union(named, drop) if len(named) <= _REMEMBERED else HOP_BY_HOP | named | drop
 
 

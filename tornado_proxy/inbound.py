@@ -11,7 +11,7 @@ from tornado_proxy.connections import ServerConnection
 from tornado_proxy.errors import refusal
 from tornado_proxy.framing import Framing, expects_continue, request_framing
 from tornado_proxy.handshake import wants_upgrade
-from tornado_proxy.headers import max_forwards
+from tornado_proxy.headers import lines_of, max_forwards
 from tornado_proxy.options import ProxyOptions
 from tornado_proxy.urls import RequestTarget, parse_target, tail_below
 
@@ -61,7 +61,9 @@ def judge(request: HTTPServerRequest, connection: ServerConnection, options: Pro
         raise refusal(501, f"method {method} is not forwarded; custom_http_methods can name it")
     target = parse_target(method, request.uri)
     prefix, tail = split(target)
-    expects = expects_continue(request.version, request.headers, framing)
-    upgrade = wants_upgrade(request, framing)
-    left = max_forwards(method, request.headers)
-    return Inbound(target, framing, tail, prefix, None, expects, upgrade, left)
+    fields = lines_of(request.headers)
+    # Asked where there is something to ask about.
+    expects = "Expect" in fields and expects_continue(request.version, request.headers, framing)
+    upgrade = "Upgrade" in fields and wants_upgrade(request, framing)
+    left = max_forwards(method, request.headers) if "Max-Forwards" in fields else None
+    return Inbound(target, framing, tail, prefix, expects_continue=expects, upgrade=upgrade, max_forwards=left)

@@ -131,7 +131,8 @@ class Connection(EndingLink):
     def _step(self) -> bool:
         """Take one step; True if another may follow."""
         if self._state is State.HEAD:
-            return not self._unread and self._read_head()
+            # See _unread.
+            return not self.write_paused and self._read_head()
         if self._state is State.BODY:
             return self._read_body()
         return False

@@ -89,7 +89,9 @@ def parse_head(data: str) -> RequestHead:
         raise refusal(505, f"{version} is not spoken here")
     headers = _of_clients.headers(lines)
     fields = lines_of(headers)
-    _check_host(version, fields.get("Host"))
+    hosts = fields.get("Host")
+    if hosts is None or len(hosts) > 1 or not host_ok(hosts[0]):
+        _refuse_host(version, hosts)
 
     framing, expects_continue = NO_BODY, False
     if "Content-Length" in fields or "Transfer-Encoding" in fields:
@@ -270,14 +272,12 @@ def body_too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"body of the request is larger than {limit} bytes")
 
 
-def _check_host(version: str, hosts: list[str] | None) -> None:
+def _refuse_host(version: str, hosts: list[str] | None) -> None:
     """RFC 9112 section 3.2: 400 for no Host in HTTP/1.1, for more than one, and for one that cannot be."""
-    if not hosts:
-        if version == "HTTP/1.1":
-            raise BadRequest("request has no Host")
-        return
-    if len(hosts) > 1 or not host_ok(hosts[0]):
+    if hosts:
         raise BadRequest("request has more than one Host, or an invalid one")
+    if version == "HTTP/1.1":
+        raise BadRequest("request has no Host")
 
 
 def host_ok(host: str) -> bool:

@@ -309,7 +309,7 @@ class RequestConnection(HTTPConnection):
         elif self._head.method == "HEAD" or code == 304:
             self._left = 0
         elif "Content-Length" in fields:
-            self._left = length_of(headers["Content-Length"])
+            self._left = length_of(",".join(fields["Content-Length"]))
         elif http11:
             self._chunked = True
         else:

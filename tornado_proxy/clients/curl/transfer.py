@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 import pycurl
@@ -37,6 +38,9 @@ FOREVER = 1_000_000
 
 # libcurl makes one up for HTTP/2 and HTTP/3.
 _STATUS_LINE = re.compile(rb"(HTTP/(?:1\.[01]|2|3)) ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
+
+# Bytes of a status line that is remembered: an upstream has few, but it is the one who writes them.
+_SHORT = 80
 
 # Lines of a request's head. libcurl's lists are appended to from their beginning, so that 5,000 lines take 20 ms, in
 # which nobody else is served; these take 3.
@@ -76,6 +80,17 @@ _ERRORS: dict[int, tuple[type[ProxyError], Phase | None]] = {
 }
 
 
+def _read_status(line: bytes) -> tuple[str, int, str] | None:
+    """Return version, status and reason of a status line, ``None`` for what is none."""
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        return None
+    return match[1].decode("latin-1"), int(match[2]), (match[3] or b"").decode("latin-1")
+
+
+_known_status = lru_cache(maxsize=256)(_read_status)
+
+
 class Driver(Protocol):
     """What a transfer needs of whoever drives libcurl."""
 
@@ -100,7 +115,8 @@ class CurlRequest(HTTPRequest):
         self.url = origin + "/"
         self.method = request.method
         self.headers = request.headers
-        self.connect_timeout = min(request.connect_timeout or FOREVER, FOREVER)
+        wanted = request.connect_timeout
+        self.connect_timeout = wanted if wanted and wanted < FOREVER else FOREVER
         self.header_callback = transfer.on_header  # type: ignore[assignment]
         self.streaming_callback = transfer.on_chunk  # type: ignore[assignment]
         self.target = target
@@ -294,12 +310,11 @@ class Transfer:
     def _take_head(self, lines: list[bytes]) -> int | None:
         if not lines:
             return self._refuse("sent an empty head")
-        match = _STATUS_LINE.fullmatch(lines[0])
-        if match is None:
-            return self._refuse(f"sent an invalid status line: {lines[0][:80]!r}")
-        code = match[2]
-        status, version = int(code), match[1].decode("latin-1")
-        reason = "" if match[3] is None else match[3].decode("latin-1")
+        line = lines[0]
+        found = _known_status(line) if len(line) <= _SHORT else _read_status(line)
+        if found is None:
+            return self._refuse(f"sent an invalid status line: {line[:80]!r}")
+        version, status, reason = found
         if 100 <= status < 200 and status != 101:
             self._interim += 1
             if self._interim > _MAX_INTERIM:
