@@ -270,6 +270,8 @@ class CurlDriver(CurlAsyncHTTPClient):
         # No credentials from ~/.netrc. Cookies, HTTP authentication, Alt-Svc and HSTS are off unless asked for.
         set_(pycurl.NETRC, pycurl.NETRC_IGNORED)
         set_(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        # pycurl would give its own name to whoever gives none.
+        set_(pycurl.USERAGENT, "")
         # Redirects, encodings and error statuses are the downstream's to see.
         set_(pycurl.FOLLOWLOCATION, 0)
         set_(pycurl.HTTP_CONTENT_DECODING, 0)

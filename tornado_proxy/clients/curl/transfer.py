@@ -143,10 +143,9 @@ def _header_lines(request: UpstreamRequest) -> list[bytes]:
     fields = lines_of(request.headers)
     # "Name;" sends an empty field, "Name:" none at all (CURLOPT_HTTPHEADER).
     lines = [f"{name}: {value}" if value else f"{name};" for name, values in fields.items() for value in values]
-    # A callback-driven upload makes libcurl wait for "100 Continue" unless Expect is suppressed.
-    lines.append("Expect: 100-continue" if request.expect_continue else "Expect:")
-    if "User-Agent" not in fields:
-        lines.append("User-Agent:")
+    if request.body is not None:
+        # A callback-driven upload makes libcurl wait for "100 Continue" unless Expect is suppressed.
+        lines.append("Expect: 100-continue" if request.expect_continue else "Expect:")
     if "Accept" not in fields:
         lines.append("Accept:")
     if isinstance(request.body, BodyPipe) and request.body.length is None:
