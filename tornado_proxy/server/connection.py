@@ -22,7 +22,7 @@ from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.server.detach import hand_over
-from tornado_proxy.server.ending import EndingLink, State
+from tornado_proxy.server.ending import BODY, CLOSED, DROPPING, HEAD, RUNNING, EndingLink
 from tornado_proxy.server.link import Server
 from tornado_proxy.server.parser import ChunkedBody, SizedBody, body_too_large, check_incomplete, parse_head, too_large
 from tornado_proxy.server.request import RequestConnection
@@ -54,19 +54,19 @@ class Connection(EndingLink):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         server = self._server
-        return server.buffer if self._state is State.BODY and self._waiting is None else server.buffer_ahead
+        return server.buffer if self._state is BODY and self._waiting is None else server.buffer_ahead
 
     def buffer_updated(self, nbytes: int) -> None:
         state = self._state
-        if state is State.DROPPING:
+        if state is DROPPING:
             self._drop(nbytes)
             return
-        if state is State.RUNNING or self._waiting is not None or self._unread:
+        if state is RUNNING or self._waiting is not None or self._unread:
             self._pending += self._server.buffer[:nbytes]
             if len(self._pending) >= READ_AHEAD:
                 self.pause_reading()
             return
-        if state is not State.CLOSED:
+        if state is not CLOSED:
             self._advance(nbytes)
 
     def eof_received(self) -> None:
@@ -74,12 +74,12 @@ class Connection(EndingLink):
 
         Returns nothing, so the transport closes itself once what was written is out.
         """
-        if self._state is not State.CLOSED:
+        if self._state is not CLOSED:
             self._closing()
             self._lose_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = State.CLOSED
+        self._state = CLOSED
         self.deadline = math.inf
         self.writing_ended(exc)
         self._lose_request()
@@ -88,7 +88,7 @@ class Connection(EndingLink):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._state is State.HEAD and self._pending:
+        if self._state is HEAD and self._pending:
             # Not from here: the transport is still in the middle of its write.
             self._loop.call_soon(self._advance)
 
@@ -100,7 +100,7 @@ class Connection(EndingLink):
 
         Else whoever pipelines and does not read would fill our memory with responses.
         """
-        return self.write_paused and self._state is State.HEAD
+        return self.write_paused and self._state is HEAD
 
     def _advance(self, received: int = 0) -> None:
         """Go on with what has been received, until more is needed or someone else's turn has come.
@@ -125,15 +125,15 @@ class Connection(EndingLink):
             self.fail(500)
         finally:
             self._advancing = False
-        if len(self._pending) < READ_AHEAD and self._state is not State.CLOSED:
+        if len(self._pending) < READ_AHEAD and self._state is not CLOSED:
             self.resume_reading()
 
     def _step(self) -> bool:
         """Take one step; True if another may follow."""
-        if self._state is State.HEAD:
+        if self._state is HEAD:
             # See _unread.
             return not self.write_paused and self._read_head()
-        if self._state is State.BODY:
+        if self._state is BODY:
             return self._read_body()
         return False
 
@@ -170,7 +170,7 @@ class Connection(EndingLink):
         head = parse_head(text)
         framing = head.framing
         self.deadline = math.inf
-        self._state = State.BODY
+        self._state = BODY
         self._body = ChunkedBody() if framing.chunked else SizedBody(framing.length or 0)
         self._received = 0
         self.request = request = RequestConnection(self, head, self._server.max_body_size)
@@ -193,7 +193,7 @@ class Connection(EndingLink):
     def _take_in(self, received: memoryview) -> None:
         """Give what has just come to the application if all of it is body, so that it is copied once; else keep it."""
         request, body = self.request, self._body
-        if self._state is not State.BODY or self._pending or not body.holds(len(received)):
+        if self._state is not BODY or self._pending or not body.holds(len(received)):
             self._pending += received
             return
         assert request is not None
@@ -242,7 +242,7 @@ class Connection(EndingLink):
             delegate.on_connection_close()
             self._response_done(request)
             return
-        self._state = State.RUNNING
+        self._state = RUNNING
         self.deadline = math.inf
         delegate.finish()
 
@@ -292,7 +292,7 @@ class Connection(EndingLink):
         return bool(self._received or self._pending)
 
     def set_body_timeout(self, timeout: float) -> None:
-        if self._state is State.BODY:
+        if self._state is BODY:
             self.deadline = self._loop.time() + timeout
 
     def response_finished(self, upgraded: bool) -> None:
@@ -301,9 +301,9 @@ class Connection(EndingLink):
         assert request is not None
         if upgraded:
             # What comes now is not HTTP, and is kept as it is until detach().
-            self._state = State.RUNNING
+            self._state = RUNNING
             return
-        if self._state is State.RUNNING:
+        if self._state is RUNNING:
             self._response_done(request)
             return
         # RFC 9112 section 9.6: closing now would turn what the client still sends into a reset, which destroys the
@@ -325,7 +325,7 @@ class Connection(EndingLink):
         if request.closing or self._server.draining:
             self._close()
             return
-        self._state = State.HEAD
+        self._state = HEAD
         self.deadline = self._loop.time() + self._server.idle_timeout
         if self._pending:
             # Not from here: the application is still in the middle of its finish().
@@ -334,7 +334,7 @@ class Connection(EndingLink):
     def detach(self) -> IOStream:
         """Return a stream over this connection, which is no HTTP connection any more."""
         self.flush()
-        self._state = State.CLOSED
+        self._state = CLOSED
         self._waiting = self.request = self._delegate = None
         self.deadline = math.inf
         self._server.closed(self)

@@ -90,12 +90,6 @@ class Owner(Protocol):
 class RequestConnection(HTTPConnection):
     """One request, and the way to answer it."""
 
-    # The fields behind the request's body, where there are any; complete when the body is. Nobody has judged them: what
-    # the head may say they may not (RFC 9110 section 6.5.1).
-    request_trailers: HTTPHeaders | None = None
-    # How a chunked body ends, with its trailers.
-    _last_chunk = b"0\r\n\r\n"
-
     def __init__(self, link: Owner, head: RequestHead, max_body_size: int) -> None:
         # None once nothing can be written any more: finished, closed or detached.
         self._link: Owner | None = link
@@ -104,6 +98,9 @@ class RequestConnection(HTTPConnection):
         # How the body of the request is delimited.
         self.framing: Framing | None = head.framing
         self.context = link.context
+        # The fields behind the request's body, where there are any; complete when the body is. Nobody has judged them:
+        # what the head may say they may not (RFC 9110 section 6.5.1).
+        self.request_trailers: HTTPHeaders | None = None
         # The body may be this long; the application may change it until headers_received is done.
         self.max_body_size = max_body_size
         # Called when the client leaves after the whole request has arrived.
@@ -118,6 +115,8 @@ class RequestConnection(HTTPConnection):
         self._chunked = False
         # Bytes that the declared length still promises; None where none was declared.
         self._left: int | None = None
+        # How a chunked body ends, with its trailers.
+        self._last_chunk = b"0\r\n\r\n"
         # Only the end of the connection delimits the response.
         self._until_close = False
         self._upgraded = False
