@@ -101,6 +101,63 @@ class TestPace:
         assert (await serve(recorder).talk(post(5) + b"hello")).startswith(b"HTTP/1.1 400 ")
 
 
+class TestALargeBody:
+    """It does not come by the server's buffer, once that was full, but in bytes that the transport makes."""
+
+    @pytest.fixture
+    async def begun(self, serve, recorder):
+        """Ask, and return how much of 1 MB is left to send, and who sends it, when the buffer was full once."""
+        running = serve(recorder)
+        running.server.buffer = running.server.buffer_ahead
+        downstream = await running.ask(post(1_000_000))
+        await recorder.seen("head", "POST", "/")
+        connection = recorder.connections[0]._owner
+        sent = 0
+        # As much as is there at once may be less than what was sent.
+        while not connection._bulk:
+            await downstream.send(b"x" * 100_000)
+            sent += 100_000
+            await recorder.until(lambda size=sent: len(recorder.body) == size, "what was sent")
+        assert connection.transport.get_protocol() is not connection
+        return 1_000_000 - sent, downstream, connection
+
+    async def test_what_comes_behind_it_is_the_next_request(self, recorder, begun):
+        left, downstream, connection = begun
+        recorder.on_finish = respond
+        await downstream.send(b"x" * left + GET)
+        for _ in range(2):
+            assert (await downstream.read_response()).status == 200
+        assert recorder.body == b"x" * 1_000_000
+        assert [event[:2] for event in recorder.events if event[0] == "head"] == [("head", "POST"), ("head", "GET")]
+        assert connection.transport.get_protocol() is connection
+
+    async def test_it_waits_for_the_application(self, recorder, begun):
+        left, downstream, connection = begun
+        recorder.data_futures.append(ready := future())
+        recorder.on_finish = respond
+        sending = asyncio.ensure_future(downstream.send(b"x" * left))
+        await recorder.until(lambda: not recorder.data_futures, "the next piece")
+        assert connection.transport.get_protocol() is connection
+        ready.set_result(None)
+        assert (await downstream.read_response()).status == 200
+        await sending
+        assert recorder.body == b"x" * 1_000_000
+
+    async def test_who_leaves_in_the_middle_is_noticed(self, recorder, begun):
+        _, downstream, _ = begun
+        downstream.close()
+        await recorder.seen("close")
+
+    async def test_a_refusal_is_read_by_who_still_sends(self, recorder, begun):
+        left, downstream, _ = begun
+        respond(recorder.connections[0], status=413)
+        await downstream.send(b"x" * left)
+        assert (await downstream.read_response()).status == 413
+        await downstream.send(GET)
+        recorder.on_finish = respond
+        assert (await downstream.read_response()).status == 200
+
+
 class TestLimits:
     async def test_a_declared_length_beyond_the_limit_gets_413(self, serve, recorder):
         answer = await serve(recorder, max_body_size=10).talk(post(11) + b"x" * 11)

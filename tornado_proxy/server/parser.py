@@ -147,7 +147,7 @@ class SizedBody:
         """Return whether the next ``size`` bytes are content, all of them."""
         return size <= self._left
 
-    def take_all(self, data: memoryview) -> bytes:
+    def take_all(self, data: memoryview | bytes) -> bytes:
         """Return all of ``data``, which the body :meth:`holds`."""
         self._left -= len(data)
         self.done = not self._left
@@ -186,7 +186,7 @@ class ChunkedBody:
         """Return whether the next ``size`` bytes are content, all of them: within a chunk."""
         return size <= self._left - 2
 
-    def take_all(self, data: memoryview) -> bytes:
+    def take_all(self, data: memoryview | bytes) -> bytes:
         """Return all of ``data``, which the body :meth:`holds`."""
         self._left -= len(data)
         return bytes(data)
