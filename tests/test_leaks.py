@@ -249,6 +249,41 @@ async def a_hundred_are_cut(client: Http2, seed: int) -> None:
         await client.send(rst_stream(stream))
 
 
+OURS = ("tornado_proxy", "tornado.")
+# What holds much besides.
+HOLDERS = {
+    "frame",
+    "traceback",
+    "BadRequest",
+    "HTTPHeaders",
+    "DirectDownstream",
+    "ProxyHandler",
+    "Sub",
+    "UpstreamRequest",
+}
+
+
+async def left_to_the_collector(do: Callable[[], Awaitable[None]]) -> Counter[type]:
+    """Return what ``do`` leaves that only the garbage collector can free, by its class."""
+    gc.collect()
+    gc.disable()
+    try:
+        await do()
+        await asyncio.sleep(0)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        return Counter(map(type, gc.garbage))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def holders(left: Counter[type]) -> dict[type, int]:
+    """Return those of which more is there than the last exchange may still need."""
+    return {kind: count for kind, count in left.items() if count > 2 and kind.__name__ in HOLDERS}
+
+
 class Sub(ProxyHandler):
     """Served by a handler of its own."""
 
@@ -261,23 +296,17 @@ class TestAnExchangeThatEnded:
         running = await proxy(upstream.url, server_options={"http2": True} if client is Http2 else {})
         async with await client.connect(running.port) as downstream:
             assert (await downstream.exchange("GET", "/warm")).complete
-            gc.collect()
-            gc.disable()
-            try:
+
+            async def exchanges() -> None:
                 for _ in range(20):
                     assert (await downstream.exchange("GET", "/warm")).complete
                     assert (await downstream.exchange("POST", "/warm", body=b"x" * 1000)).complete
                     await running.next_outcome()
-                await asyncio.sleep(0)
-                gc.set_debug(gc.DEBUG_SAVEALL)
-                gc.collect()
-                left = Counter(type(each).__name__ for each in gc.garbage if type(each).__module__.startswith(OURS))
-            finally:
-                gc.set_debug(0)
-                gc.garbage.clear()
-                gc.enable()
+
+            left = await left_to_the_collector(exchanges)
         # The last one may not have been let go of yet.
-        assert all(count <= 2 for count in left.values()), left
+        ours = {kind: count for kind, count in left.items() if kind.__module__.startswith(OURS)}
+        assert all(count <= 2 for count in ours.values()), ours
 
     @pytest.mark.parametrize(
         "head",
@@ -306,21 +335,13 @@ class TestAnExchangeThatEnded:
                 await downstream.send(head + b"Connection: close\r\n\r\n")
                 assert re.match(rb"HTTP/1.1 (4|5)", await downstream.read_until_closed())
 
-        await refused()
-        gc.collect()
-        gc.disable()
-        try:
+        async def several() -> None:
             for _ in range(10):
                 await refused()
-            await asyncio.sleep(0)
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            left = Counter(type(each).__name__ for each in gc.garbage)
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-        assert not {name: count for name, count in left.items() if count > 2 and name in HOLDERS}, left
+
+        await refused()
+        left = await left_to_the_collector(several)
+        assert not holders(left), left
 
     async def test_at_a_second_attempt_leaves_nothing_of_the_first(self, proxy, upstream, monkeypatch):
         monkeypatch.setattr("tests.support.proxy.SERVER", "own")
@@ -334,20 +355,13 @@ class TestAnExchangeThatEnded:
         running = await proxy.app([mount("/", upstream.url)])
         async with await Downstream.connect(running.port) as downstream:
             assert (await downstream.exchange("GET", "/")).complete
-            gc.collect()
-            gc.disable()
-            try:
+
+            async def several() -> None:
                 for _ in range(10):
                     assert (await downstream.exchange("GET", "/")).complete
-                await asyncio.sleep(0)
-                gc.set_debug(gc.DEBUG_SAVEALL)
-                gc.collect()
-                left = Counter(type(each).__name__ for each in gc.garbage)
-            finally:
-                gc.set_debug(0)
-                gc.garbage.clear()
-                gc.enable()
-        assert not {name: count for name, count in left.items() if count > 2 and name in HOLDERS}, left
+
+            left = await left_to_the_collector(several)
+        assert not holders(left), left
 
     @pytest.mark.parametrize("server", ["own", "tornado"])
     @pytest.mark.parametrize("who", ["downstream", "upstream before its head", "upstream in its body"])
@@ -395,17 +409,3 @@ class TestAnExchangeThatEnded:
             await front.close_all_connections()
             await close_clients()
         assert all(left[name] <= 2 for name in ("Exchange", "BodyPipe", "ProxyHandler")), left
-
-
-OURS = ("tornado_proxy", "tornado.")
-# What holds much besides.
-HOLDERS = {
-    "frame",
-    "traceback",
-    "BadRequest",
-    "HTTPHeaders",
-    "DirectDownstream",
-    "ProxyHandler",
-    "Sub",
-    "UpstreamRequest",
-}

@@ -199,9 +199,9 @@ class ProxyOptions:
         settle("_statuses", _check_statuses(self.status_callbacks))
         settle("_error_call", _check_error_callback(self.error_callback))
         _check_client(self.client, self.client_options)
-        functions = [getattr(self, name) for name in _FUNCTIONS if name not in ("normalize_headers", "on_done")]
-        asked = callable(self.upstream) or self.status_callbacks or self.error_callback is not None
-        settle("hooked", bool(asked) or functions != [None] * len(functions))
+        hooks = [getattr(self, name) for name in _FUNCTIONS if name not in ("normalize_headers", "on_done")]
+        hooked = callable(self.upstream) or self.status_callbacks or self.error_callback is not None
+        settle("hooked", bool(hooked) or any(hook is not None for hook in hooks))
 
     def client_for(self, settings: Mapping[str, Any], loop: asyncio.AbstractEventLoop) -> HTTPClient:
         """Return the client of ``loop``, which runs: that of the option, else of the application's ``settings``."""

@@ -202,17 +202,6 @@ class TestWithoutADescriptor:
 class TestBackPressure:
     """Against the standalone program, so that its memory can be told from the test's own."""
 
-    @pytest.fixture
-    async def served(self):
-        async with ScriptedUpstream() as upstream:
-            starting = StandaloneProxy("--to", upstream.url)
-            proxy = await asyncio.to_thread(starting.__enter__)
-            try:
-                yield upstream, proxy
-            finally:
-                await asyncio.to_thread(proxy.signal, 9)
-                await asyncio.to_thread(proxy.stop)
-
     @DIRECTIONS
     async def test_a_side_that_does_not_read_makes_the_other_wait(self, served, direction):
         """UP-02: 64 MB each way with one side that stalls; memory stays and every byte arrives."""

@@ -8,6 +8,8 @@ from typing import Any
 
 HTTP_VERSIONS = ("1.1", "2", "2-prior-knowledge", "3")
 
+_NUMBERS = ("max_clients", "max_idle_connections", "max_idle_seconds", "max_connection_seconds", "dns_cache_seconds")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurlOptions:
@@ -53,8 +55,7 @@ class CurlOptions:
         for name in ("validate_cert", "multiplex"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} {getattr(self, name)!r} is not a bool; write True or False")
-        numbers = ("max_clients", "max_idle_connections", "max_idle_seconds", "max_connection_seconds")
-        for name in (*numbers, "dns_cache_seconds"):
+        for name in _NUMBERS:
             number = getattr(self, name)
             if name == "max_clients" and number is None:
                 continue
