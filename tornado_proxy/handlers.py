@@ -11,8 +11,8 @@ from tornado.routing import PathMatches, RuleRouter
 from tornado.web import Application, RequestHandler, stream_request_body
 
 from tornado_proxy.connections import server_connection
-from tornado_proxy.direct import DirectDownstream, nobody_asks
-from tornado_proxy.handling import CONTENT_TYPE, HandlerDownstream
+from tornado_proxy.downstream.direct import DirectDownstream, nobody_asks
+from tornado_proxy.downstream.handler import CONTENT_TYPE, HandlerDownstream
 from tornado_proxy.headers import made_of
 from tornado_proxy.heads import http_date
 from tornado_proxy.inbound import Mounted

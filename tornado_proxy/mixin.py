@@ -7,8 +7,8 @@ from types import FunctionType
 from typing import Any
 
 from tornado_proxy.connections import ServerConnection, server_connection
+from tornado_proxy.downstream.handler import HandlerDownstream
 from tornado_proxy.errors import ProxyError
-from tornado_proxy.handling import HandlerDownstream
 from tornado_proxy.messages import Outcome, UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import OptionError, ProxyOptions
 from tornado_proxy.urls import RequestTarget, check_tail, prefix_above

@@ -1,7 +1,7 @@
 """The downstream of a request whose handler would have nothing of its own to say: a mount as it is, on our server.
 
 Tornado makes a ``RequestHandler`` for each request and leads it through its life, which takes longer than most of what
-else is done here for a small request. `handling.HandlerDownstream` needs it, because hooks, transforms and overridden
+else is done here for a small request. `handler.HandlerDownstream` needs it, because hooks, transforms and overridden
 methods may ask it for anything. Where there are none of these, nobody sees whether it is there, and
 :class:`DirectDownstream` writes to the connection itself. What is rare or wants a handler to look at (an error page, a
 log line, ``on_done``) gets one after all, made as late as that.
@@ -23,9 +23,9 @@ from tornado.web import Application, RequestHandler
 
 from tornado_proxy.connections import server_connection
 from tornado_proxy.downstream import CLIENT_CLOSED, Hooks, NoHooks, OnConnection, as_it_came
+from tornado_proxy.downstream.handler import HandlerDownstream
 from tornado_proxy.errors import BadRequest, ProxyError
 from tornado_proxy.forwarder import Exchange, refuse
-from tornado_proxy.handling import HandlerDownstream
 from tornado_proxy.headers import lines_of
 from tornado_proxy.heads import add_date
 from tornado_proxy.inbound import Mounted, judge
