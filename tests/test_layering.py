@@ -13,7 +13,7 @@ README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
 LAYERS = [
     ["_version", "errors", "decoding"],
     ["headers"],
-    ["fieldlines"],
+    ["fieldlines", "forwarding"],
     ["urls", "framing", "trailers"],
     ["references"],
     ["server.parser", "server.detach", "server.link"],

@@ -14,23 +14,9 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from tornado_proxy.errors import BodyTooLarge, HookError, InvalidResponse, LoopDetected, Phase
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.framing import (
-    header_value_ok,
-    is_token,
-    method_is_token,
-    reason_ok,
-    response_length,
-)
-from tornado_proxy.headers import (
-    Forwarding,
-    add_forwarded,
-    add_via,
-    add_x_forwarded,
-    lines_of,
-    remove_hop_by_hop,
-    request_headers,
-    via_count,
-)
+from tornado_proxy.forwarding import Forwarding, add_forwarded, add_via, add_x_forwarded, via_count
+from tornado_proxy.framing import header_value_ok, is_token, method_is_token, reason_ok, response_length
+from tornado_proxy.headers import lines_of, remove_hop_by_hop, request_headers
 from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import Forwarded, ProxyOptions

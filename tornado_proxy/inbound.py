@@ -9,9 +9,10 @@ from tornado.httputil import HTTPServerRequest
 
 from tornado_proxy.connections import ServerConnection
 from tornado_proxy.errors import refusal
+from tornado_proxy.forwarding import max_forwards
 from tornado_proxy.framing import Framing, expects_continue, request_framing
 from tornado_proxy.handshake import wants_upgrade
-from tornado_proxy.headers import lines_of, max_forwards
+from tornado_proxy.headers import lines_of
 from tornado_proxy.options import ProxyOptions
 from tornado_proxy.urls import RequestTarget, parse_target, tail_below
 

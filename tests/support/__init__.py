@@ -11,6 +11,7 @@
 ``proxy``       a proxy on the test's own event loop, and what must be true once it is stopped
 ``strict``      h11 at both ends, for what no parser of ours should judge
 ``logs``        the guard that fails a test on a log line it did not expect
+``fields``      fields of a head, as pairs
 ``flooding``    senders without end, and how much may be under way while nobody reads
 ``memory``      how many bytes of bodies are held
 ``declared``    which tests are skipped with a client that declares that it cannot do it

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 from tornado.httputil import HTTPHeaders
 
+from tests.support.fields import pairs
 from tornado_proxy import fieldlines
 from tornado_proxy.fieldlines import FieldLines, parse_fields
-
-
-def pairs(headers: HTTPHeaders) -> list[tuple[str, str]]:
-    return list(headers.get_all())
 
 
 def parsed(*lines: bytes) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """trailers: which fields behind a body pass."""
 
 import pytest
-from tornado.httputil import HTTPHeaders
 
+from tests.support.fields import headers_of
 from tornado_proxy import trailers
 from tornado_proxy.trailers import MAX_LINES, announced, field_lines, names_listed, trailer_fields, upstream_trailers
 
@@ -43,18 +43,11 @@ class TestTrailerFields:
         assert pairs(line, line) == []
 
 
-def headers(*pairs):
-    fields = HTTPHeaders()
-    for name, value in pairs:
-        fields.add(name, value)
-    return fields
-
-
 def passed(trailers, head=(), sent=None, listed=None):
     """Return the names that pass, of pairs or names."""
-    given = headers(*[(name, "1") if isinstance(name, str) else name for name in trailers])
-    inbound = headers(*head)
-    return list(upstream_trailers(given, inbound, inbound if sent is None else headers(*sent), listed))
+    given = headers_of(*[(name, "1") if isinstance(name, str) else name for name in trailers])
+    inbound = headers_of(*head)
+    return list(upstream_trailers(given, inbound, inbound if sent is None else headers_of(*sent), listed))
 
 
 NEVER = [
@@ -81,8 +74,8 @@ NEVER = [
 
 class TestUpstreamTrailers:
     def test_values_order_and_repetition_are_kept(self):
-        given = headers(("X-A", "1"), ("grpc-x", ""), ("x-a", "\xe9, 2"), ("Content-Digest", "sha-256=:x:"))
-        fields = upstream_trailers(given, headers(), headers())
+        given = headers_of(("X-A", "1"), ("grpc-x", ""), ("x-a", "\xe9, 2"), ("Content-Digest", "sha-256=:x:"))
+        fields = upstream_trailers(given, headers_of(), headers_of())
         assert list(fields.get_all()) == [
             ("X-A", "1"),
             ("X-A", "\xe9, 2"),
@@ -142,25 +135,26 @@ class TestAnnounced:
         ],
     )
     def test_what_can_pass(self, lines, names):
-        head = headers(*[("Trailer", line) for line in lines], ("X-Head", "1"), ("Connection", "x-hop"))
+        head = headers_of(*[("Trailer", line) for line in lines], ("X-Head", "1"), ("Connection", "x-hop"))
         assert announced(head) == names
 
     def test_no_more_than_there_can_be(self):
         """It is a hint, and 64 KB of it would be work."""
         names = [f"X-{number}" for number in range(MAX_LINES + 1)]
-        assert announced(headers(("Trailer", ", ".join(names)))) == ", ".join(names[:-1])
+        assert announced(headers_of(("Trailer", ", ".join(names)))) == ", ".join(names[:-1])
 
     def test_a_name_is_looked_at_once_however_often_it_is_nominated(self, monkeypatch):
         looked_at = []
         plain = trailers._plain
         monkeypatch.setattr(trailers, "_plain", lambda name: (looked_at.append(name), plain(name))[1])
         assert (
-            announced(headers(("Trailer", "X-A"), ("Connection", "a," * 10_000), ("Connection", "," * 10_000))) == "X-A"
+            announced(headers_of(("Trailer", "X-A"), ("Connection", "a," * 10_000), ("Connection", "," * 10_000)))
+            == "X-A"
         )
         assert len(looked_at) < 10
 
     def test_what_a_hook_lists(self):
-        assert list(names_listed(headers(("Trailer", "x-a, X-B"), ("trailer", "x-a,content-length")))) == [
+        assert list(names_listed(headers_of(("Trailer", "x-a, X-B"), ("trailer", "x-a,content-length")))) == [
             "X-A",
             "X-B",
             "Content-Length",
