@@ -101,6 +101,21 @@ class TestWhoNeedsAHandler:
         assert (await running.get("/")).status == 200
         assert [answered for _, answered in made] == [False]
 
+    async def test_so_it_is_where_the_application_chooses_handlers(self, proxy, echo, made, monkeypatch):
+        """It may want to let nobody through who does not say who he is."""
+        running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
+
+        class Refuses(RequestHandler):
+            def prepare(self):
+                raise HTTPError(401)
+
+        def chosen(request, target_class, target_kwargs=None, path_args=None, path_kwargs=None):
+            return Application.get_handler_delegate(running.app, request, Refuses)
+
+        monkeypatch.setattr(running.app, "get_handler_delegate", chosen)
+        assert (await running.get("/")).status == 401
+        assert (made, echo.requests) == ([], [])
+
     @pytest.mark.parametrize("method", ["__init__", "_execute", "on_finish"])
     async def test_so_it_is_where_handlers_are_traced(self, proxy, echo, made, monkeypatch, method):
         """As OpenTelemetry, Datadog and Sentry do that, whenever they begin with it."""
