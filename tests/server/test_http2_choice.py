@@ -13,6 +13,7 @@ from tornado import netutil, web
 
 from tests.server.conftest import respond
 from tests.support.http2 import END_HEADERS, END_STREAM, PREFACE, Type, frame, settings
+from tests.support.wire import until
 from tornado_proxy.server import HTTPServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,18 @@ class TestWithoutTLS:
             await recorder.seen("head", head[0], "/")
         else:
             assert (await downstream.read_head()).status in (400, 505)
+
+    async def test_it_may_come_before_more_than_is_received_at_a_time(self, serve, recorder):
+        running = serve(recorder, http2=True)
+        # So that as much is there at once.
+        running.server.buffer = running.server.buffer[: len(running.server.buffer_ahead) + 10]
+        downstream = await running.ask(b"P")
+        await until(lambda: any(choice._received for choice in running.server._connections), "the first byte")
+        recorder.on_finish = respond
+        body = b"x" * 100_000
+        await downstream.send(b"OST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert (await downstream.read_response()).status == 200
+        assert recorder.body == body
 
     async def test_requests_that_came_with_it_are_not_lost(self, serve, recorder):
         recorder.on_finish = respond

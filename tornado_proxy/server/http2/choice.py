@@ -40,7 +40,8 @@ class Choice(asyncio.BufferedProtocol):
         self.deadline = self._server.loop.time() + limit
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._server.buffer
+        # Not all of it: what came before goes in front of what comes now.
+        return self._server.buffer_ahead
 
     def buffer_updated(self, nbytes: int) -> None:
         self._received += bytes(self._server.buffer[:nbytes])
