@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tornado.httputil import HTTPHeaders, HTTPInputError
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    ResponseStartLine,
+)
 
 from tests.server.conftest import OK, respond
 
@@ -156,6 +162,42 @@ class TestALargeBody:
         await downstream.send(GET)
         recorder.on_finish = respond
         assert (await downstream.read_response()).status == 200
+
+    @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+    async def test_who_takes_the_connection_in_the_middle_has_it(self, serve, certificate, trusting, tls):
+        """Also where the server was told to wait, which it need not any more."""
+        lines = asyncio.Queue()
+
+        class Takes(HTTPMessageDelegate):
+            def __init__(self, connection):
+                self.connection = connection
+                self.stream = None
+
+            def data_received(self, chunk):
+                if self.stream is None and self.connection._owner._bulk:
+                    self.connection.write_headers(
+                        ResponseStartLine("", 101, "Lines"), HTTPHeaders({"Upgrade": "lines"})
+                    )
+                    self.connection.finish()
+                    self.stream = self.connection.detach()
+                    self.stream.read_until(b"\n").add_done_callback(lines.put_nowait)
+                    return future()
+                return None
+
+        class Taken(HTTPServerConnectionDelegate):
+            def start_request(self, server_conn, request_conn):
+                return Takes(request_conn)
+
+        options = {"ssl_options": {"certfile": certificate[0], "keyfile": certificate[1]}} if tls else {}
+        running = serve(Taken(), **options)
+        running.server.buffer = running.server.buffer_ahead
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port, ssl=trusting if tls else None)
+        writer.write(post(10_000_000) + b"x" * 1_000_000)
+        async with asyncio.timeout(5):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            writer.write(b"line\n")
+            assert (await lines.get()).result().endswith(b"xline\n")
+        writer.close()
 
 
 class TestLimits:

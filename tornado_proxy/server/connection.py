@@ -357,6 +357,8 @@ class Connection(EndingLink):
         self.flush()
         self._state = CLOSED
         self._waiting = self.request = self._delegate = None
+        # Who is the transport's protocol from here on is not for us to say.
+        self._bulk = False
         self.deadline = math.inf
         self._server.closed(self)
         pending, self._pending = bytes(self._pending), bytearray()
