@@ -103,10 +103,12 @@ class TestFraming:
         downstream = await serve(recorder).ask(GET)
         assert (await downstream.read_response()).raw == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
-    async def test_bytes_for_strings_pass_as_with_tornado(self, serve, recorder):
-        answer(recorder, Content_Length="3", X=b"y")
+    @pytest.mark.parametrize("length", ["3", b"3"])
+    async def test_bytes_for_strings_pass_as_with_tornado(self, serve, recorder, length):
+        answer(recorder, Content_Length=length, X=b"y")
         downstream = await serve(recorder).ask(GET)
-        assert (await downstream.read_response()).header("X") == "y"
+        response = await downstream.read_response()
+        assert (response.body, response.header("X")) == (b"abc", "y")
 
 
 class TestConnections:

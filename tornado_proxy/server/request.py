@@ -308,7 +308,9 @@ class RequestConnection(HTTPConnection):
         elif self._head.method == "HEAD" or code == 304:
             self._left = 0
         elif "Content-Length" in fields:
-            self._left = length_of(",".join(fields["Content-Length"]))
+            lengths = fields["Content-Length"]
+            # Tornado lets bytes pass, here as in other fields.
+            self._left = length_of(lengths[0] if len(lengths) == 1 else ",".join(lengths))
         elif http11:
             self._chunked = True
         else:
