@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tornado.iostream import StreamClosedError
@@ -11,6 +14,7 @@ from tornado.web import Application, GZipContentEncoding, HTTPError, RequestHand
 
 from tests.support import proxy as support
 from tests.support.process import free_port
+from tests.support.wrapped import Wrapped
 from tornado_proxy import ProxyHandler, mount
 from tornado_proxy.clients.base import HTTPClient
 
@@ -44,6 +48,22 @@ class NotOfExchanges:
 
 
 SILENT = {"log_function": NotOfExchanges()}
+
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+# Says whether nobody asks, where a method was replaced before we were imported.
+BEFORE = """
+from tornado.web import Application, RequestHandler
+from tests.support.wrapped import Wrapped
+
+method = RequestHandler._execute
+RequestHandler._execute = {wrapper}
+
+from tornado_proxy import ProxyOptions
+from tornado_proxy.downstream.direct import nobody_asks
+
+print(nobody_asks(Application(), ProxyOptions.parse("a mount", {{"upstream": "http://localhost"}})))
+"""
 
 
 class Sub(ProxyHandler):
@@ -116,8 +136,9 @@ class TestWhoNeedsAHandler:
         assert (await running.get("/")).status == 401
         assert (made, echo.requests) == ([], [])
 
+    @pytest.mark.parametrize("wrapper", ["function", "wrapt"])
     @pytest.mark.parametrize("method", ["__init__", "_execute", "on_finish"])
-    async def test_so_it_is_where_handlers_are_traced(self, proxy, echo, made, monkeypatch, method):
+    async def test_so_it_is_where_handlers_are_traced(self, proxy, echo, made, monkeypatch, method, wrapper):
         """As OpenTelemetry, Datadog and Sentry do that, whenever they begin with it."""
         running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
         assert (await running.get("/")).status == 200
@@ -128,9 +149,20 @@ class TestWhoNeedsAHandler:
             traced.append(self)
             return tornados(self, *args, **kwargs)
 
-        monkeypatch.setattr(RequestHandler, method, traces)
+        monkeypatch.setattr(RequestHandler, method, traces if wrapper == "function" else Wrapped(tornados, traced))
         assert (await running.get("/")).status == 200
+        assert len(traced) == 1
         assert [(handler, False) for handler in traced] == made
+
+    @pytest.mark.parametrize(
+        ("wrapper", "nobody"), [("method", True), ("lambda self: method(self)", False), ("Wrapped(method, [])", False)]
+    )
+    def test_so_it_is_where_they_were_traced_before_we_came(self, wrapper, nobody):
+        source = BEFORE.format(wrapper=wrapper)
+        found = subprocess.run(
+            [sys.executable, "-c", source], cwd=CHECKOUT, capture_output=True, text=True, check=False
+        )
+        assert (found.stdout, found.stderr) == (f"{nobody}\n", "")
 
 
 class TestWhoLooksAfterwards:

@@ -18,6 +18,7 @@
 ``certificates`` an authority of our own, and what it certified
 ``websocket``   a handshake by hand, and both ends of an open tunnel
 ``process``     the standalone proxy as a subprocess
+``wrapped``     what tracers put in place of a method
 ``fixtures``    the pytest fixtures over all of these, loaded by ``tests/conftest.py``
 """
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import tornado.web
@@ -38,14 +39,24 @@ def _life() -> tuple[Any, ...]:
     return RequestHandler.__init__, RequestHandler._execute, RequestHandler.on_finish
 
 
-# Tornado's own, empty where somebody has come before us. What traces requests (OpenTelemetry, Sentry, ...) puts its own
-# in place of one of these, and would see nothing of a request without a handler.
-_TORNADOS = _life() if all(getattr(method, "__globals__", None) is vars(tornado.web) for method in _life()) else ()
+# Tornado's own, nothing where somebody has come before us. What traces requests (OpenTelemetry, Sentry, ...) puts its
+# own in place of one of these, and would see nothing of a request without a handler. What wrapt makes for some of them
+# has all that the method has, and is equal to it, so that only its type and "is" tell.
+_INIT, _EXECUTE, _ON_FINISH = (
+    _life()
+    if all(type(method) is FunctionType and method.__globals__ is vars(tornado.web) for method in _life())
+    else (None, None, None)
+)
 
 
 def nobody_asks(application: Application, options: ProxyOptions) -> bool:
     """Return whether a handler would be asked nothing before the response is out."""
-    return not (options.hooked or application.transforms) and _life() == _TORNADOS
+    return (
+        not (options.hooked or application.transforms)
+        and RequestHandler.__init__ is _INIT
+        and RequestHandler._execute is _EXECUTE
+        and RequestHandler.on_finish is _ON_FINISH
+    )
 
 
 class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
