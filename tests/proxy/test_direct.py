@@ -239,6 +239,13 @@ class TestWhoLooksAfterwards:
         assert (await running.get("/")).status == 200
         assert logged == [200]
 
+    async def test_all_applications_may_do_so(self, proxy, echo, monkeypatch):
+        logged = []
+        running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
+        monkeypatch.setattr(Application, "log_request", lambda self, handler: logged.append(handler.get_status()))
+        assert (await running.get("/")).status == 200
+        assert logged == [200]
+
     @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
     async def test_what_they_see_of_one_that_has_left(self, proxy, upstream, handler_class):
         seen = []

@@ -35,18 +35,20 @@ from tornado_proxy.mixin import ProxyMixin
 from tornado_proxy.options import HeadersMode, ProxyOptions
 
 
-def _life() -> tuple[Any, ...]:
-    return RequestHandler.__init__, RequestHandler._execute, RequestHandler.on_finish
+def _tornados(method: Any) -> Any:
+    """Return ``method`` if it is Tornado's own, ``None`` if somebody has put another in its place.
+
+    What wrapt makes has all that the method has, and is equal to it, so that only its type, and later "is", tell.
+    """
+    return method if type(method) is FunctionType and method.__globals__ is vars(tornado.web) else None
 
 
-# Tornado's own, nothing where somebody has come before us. What traces requests (OpenTelemetry, Sentry, ...) puts its
-# own in place of one of these, and would see nothing of a request without a handler. What wrapt makes for some of them
-# has all that the method has, and is equal to it, so that only its type and "is" tell.
-_INIT, _EXECUTE, _ON_FINISH = (
-    _life()
-    if all(type(method) is FunctionType and method.__globals__ is vars(tornado.web) for method in _life())
-    else (None, None, None)
-)
+# What traces requests (OpenTelemetry, Sentry, ...) puts its own in place of one of these, before or after us, and would
+# see nothing of a request without a handler.
+_INIT = _tornados(RequestHandler.__init__)
+_EXECUTE = _tornados(RequestHandler._execute)
+_ON_FINISH = _tornados(RequestHandler.on_finish)
+_LOG_REQUEST = _tornados(Application.log_request)
 
 
 def nobody_asks(application: Application, options: ProxyOptions) -> bool:
@@ -297,8 +299,8 @@ def _handle_cancellation(downstream: HandlerDownstream) -> None:
 
 def _logs(application: Application, status: int) -> bool:
     """Return whether ``Application.log_request`` would do something with a request that was forwarded."""
-    # Of the instance: it may have been set there.
-    if getattr(application.log_request, "__func__", None) is not Application.log_request:
+    # Of the instance: it may have been set there, or on its class.
+    if _LOG_REQUEST is None or getattr(application.log_request, "__func__", None) is not _LOG_REQUEST:
         return True
     function = application.settings.get("log_function")
     if function is not None:
