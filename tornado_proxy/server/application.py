@@ -23,8 +23,8 @@ from tornado.httputil import (
     parse_body_arguments,
     split_host_and_port,
 )
-from tornado.routing import Router, RuleRouter, _DefaultMessageDelegate
-from tornado.web import Application, ErrorHandler, HTTPError, _ApplicationRouter, _HandlerDelegate
+from tornado.routing import Router, _DefaultMessageDelegate
+from tornado.web import HTTPError, _HandlerDelegate
 
 from tornado_proxy.headers import lines_of
 
@@ -108,9 +108,13 @@ class RoutedRequest(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         assert isinstance(start_line, RequestStartLine)
         request = ServerRequest(self._connection, self._server_connection, start_line, headers)
-        self._delegate = delegate = _find(self._app, request, {}) or _DefaultMessageDelegate(self._connection)
+        delegate = self._app.find_handler(request) or _DefaultMessageDelegate(self._connection)
+        self._delegate = delegate
         if type(delegate) is not _HandlerDelegate:
             return delegate.headers_received(start_line, headers)
+        if (direct := _directly(delegate)) is not None:
+            self._delegate = direct
+            return direct.headers_received(start_line, headers)
         self._lean = True
         if not delegate.stream_request_body:
             return None
@@ -136,72 +140,13 @@ class RoutedRequest(HTTPMessageDelegate):
             self._delegate.on_connection_close()
 
 
-# Tornado's own. What somebody puts in place of one is asked instead, be it on a class or on the object. Compared by
-# "is", because some wrappers are equal to what they wrap.
-_BY_RULES = RuleRouter.find_handler
-_BY_APPLICATION = Application.find_handler
-_OF_RULES = RuleRouter.get_target_delegate
-_OF_APPLICATION = _ApplicationRouter.get_target_delegate
-_DELEGATE = Application.get_handler_delegate
-
-
-def _find(router: Router, request: HTTPServerRequest, parameters: dict[str, Any]) -> HTTPMessageDelegate | None:
-    """Return what ``router.find_handler`` finds, or what does its work directly; ``None`` where it finds nothing.
-
-    ``parameters`` are what the rule that led here has for it.
-    """
-    find = type(router).find_handler
-    if "find_handler" not in router.__dict__:
-        if find is _BY_RULES:
-            return _first_match(router, request)  # type: ignore[arg-type]
-        if find is _BY_APPLICATION:
-            found = _find(router.default_router, request, {})  # type: ignore[attr-defined]
-            return _unmatched(router, request) if found is None else found  # type: ignore[arg-type]
-    return router.find_handler(request, **parameters)
-
-
-def _unmatched(application: Application, request: HTTPServerRequest) -> HTTPMessageDelegate:
-    """Return the application's answer to what no rule takes, without asking the rules again."""
-    settings = application.settings
-    if settings.get("default_handler_class"):
-        arguments = settings.get("default_handler_args", {})
-        return application.get_handler_delegate(request, settings["default_handler_class"], arguments)
-    return application.get_handler_delegate(request, ErrorHandler, {"status_code": 404})
-
-
-def _first_match(router: RuleRouter, request: HTTPServerRequest) -> HTTPMessageDelegate | None:
-    """Walk the rules as ``RuleRouter.find_handler`` does, but ask the class of a handler for an offer first.
-
-    Tornado goes through ten functions to make the delegate of a handler, and no handler may be needed.
-    """
-    make = None if "get_target_delegate" in router.__dict__ else type(router).get_target_delegate
-    for rule in router.rules:
-        parameters = rule.matcher.match(request)
-        if parameters is None:
-            continue
-        if rule.target_kwargs:
-            parameters["target_kwargs"] = rule.target_kwargs
-        target = rule.target
-        found: HTTPMessageDelegate | None = None
-        if isinstance(target, type):
-            if make is _OF_APPLICATION and (offer := getattr(target, "_proxy_directly", None)) is not None:
-                application = router.application  # type: ignore[attr-defined]
-                if _makes_handlers(application):
-                    found = offer(application, request, parameters.get("target_kwargs") or {})
-        elif (make is _OF_APPLICATION or make is _OF_RULES) and isinstance(target, RuleRouter | Application):
-            found = _find(target, request, parameters)
-            if found is None:
-                continue
-        if found is None:
-            found = router.get_target_delegate(target, request, **parameters)
-        if found is not None:
-            return found
-    return None
-
-
-def _makes_handlers(application: Application) -> bool:
-    """Return whether the handler is what its rule says: an application may want another, or give it other arguments."""
-    return type(application).get_handler_delegate is _DELEGATE and "get_handler_delegate" not in application.__dict__
+def _directly(delegate: _HandlerDelegate) -> HTTPMessageDelegate | None:
+    """Return what does the handler's work without one, where its class offers that."""
+    offer: Any = getattr(delegate.handler_class, "_proxy_directly", None)
+    if offer is None:
+        return None
+    direct: HTTPMessageDelegate | None = offer(delegate.application, delegate.request, delegate.handler_kwargs)
+    return direct
 
 
 def _execute(delegate: _HandlerDelegate, has_body: bool) -> Awaitable[None] | None:
