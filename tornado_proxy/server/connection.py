@@ -23,7 +23,7 @@ from tornado.log import app_log
 from tornado_proxy.errors import BadRequest
 from tornado_proxy.server.detach import hand_over
 from tornado_proxy.server.ending import BODY, CLOSED, DROPPING, HEAD, RUNNING, EndingLink
-from tornado_proxy.server.link import Server
+from tornado_proxy.server.link import Server, leave_tls
 from tornado_proxy.server.parser import ChunkedBody, SizedBody, body_too_large, check_incomplete, parse_head, too_large
 from tornado_proxy.server.request import RequestConnection
 
@@ -88,8 +88,7 @@ class Connection(EndingLink):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = CLOSED
-        self.deadline = math.inf
-        self.writing_ended(exc)
+        super().connection_lost(exc)
         self._lose_request()
         self._pending.clear()
         self._server.closed(self)
@@ -359,6 +358,8 @@ class Connection(EndingLink):
         self._waiting = self.request = self._delegate = None
         # Who is the transport's protocol from here on is not for us to say.
         self._bulk = False
+        if self.tls and not self.transport.is_closing():
+            leave_tls(self.transport)
         self.deadline = math.inf
         self._server.closed(self)
         pending, self._pending = bytes(self._pending), bytearray()

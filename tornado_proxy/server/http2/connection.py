@@ -108,8 +108,7 @@ class Http2Connection(EndingLink):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
-        self.deadline = math.inf
-        self.writing_ended(exc)
+        super().connection_lost(exc)
         self._lose_all()
         self._server.closed(self)
 
