@@ -179,7 +179,8 @@ class SimpleClient(TaskClient):
                 if ready(writer.transport, 0):
                     # Reset: to write would drop what has arrived, which may be the answer.
                     return False
-                writer.writelines((b"%x\r\n" % len(piece), piece, b"\r\n") if chunked else (piece,))
+                # Not writelines(), which knows no limit up to Python 3.12.8 and 3.13.1 (CVE-2024-12254).
+                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                 await writer.drain()
             if chunked:
                 writer.write(b"\r\n".join([b"0", *field_lines(request.trailers), b"", b""]))
