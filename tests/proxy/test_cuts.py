@@ -11,7 +11,6 @@ import pytest
 from tests.support.process import free_port
 from tests.support.upstream import ScriptedUpstream
 from tests.support.wire import LAST_CHUNK, chunk, until
-from tornado_proxy import draining
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 HEAD = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n"
