@@ -42,6 +42,16 @@ class ProxyHandler(ProxyMixin, RequestHandler):
 
     SUPPORTED_METHODS = _AnyMethod()  # type: ignore[assignment]
 
+    def __new__(cls, application: Application, request: HTTPServerRequest, **arguments: Any) -> Any:
+        """Return what forwards ``request`` without a handler, where nobody could notice that there is none.
+
+        Both servers make a handler here, and nowhere else is it known which it would be, and what for.
+        """
+        mounted: Mounted | None = arguments.get("mounted")
+        if mounted is None or cls is not ProxyHandler or not nobody_asks(cls, application, mounted.options):
+            return super().__new__(cls)
+        return DirectDownstream(cls, application, request, mounted)
+
     def initialize(self, *, mounted: Mounted | None = None, **options: Any) -> None:
         """Take the options: checked by ``mount()``, or as they stand in a URL spec."""
         # An error raised here would leave the client without any answer.
@@ -54,7 +64,8 @@ class ProxyHandler(ProxyMixin, RequestHandler):
                 self.proxy_options = _parsed(type(self), options)
             except OptionError as exc:
                 self._option_error = exc
-        self._proxy_connection = server_connection(self.request.connection)
+        if self._proxy_connection is None:
+            self._proxy_connection = server_connection(self.request.connection)
 
     # -- Tornado calls these
 
@@ -67,19 +78,6 @@ class ProxyHandler(ProxyMixin, RequestHandler):
         self._proxy_downstream = downstream
         # Not awaited here: one coroutine less for each request.
         return downstream.run(self._split_path)
-
-    @classmethod
-    def _proxy_directly(
-        cls, application: Application, request: HTTPServerRequest, arguments: dict[str, Any]
-    ) -> DirectDownstream | None:
-        """Return what forwards ``request`` without a handler, ``None`` where that could be noticed.
-
-        Asked by our own server before it makes the handler; ``arguments`` are what the rule has for :meth:`initialize`.
-        """
-        mounted: Mounted | None = arguments.get("mounted")
-        if mounted is None or cls is not ProxyHandler or not nobody_asks(application, mounted.options):
-            return None
-        return DirectDownstream(cls, application, request, mounted)
 
     def _split_path(self, target: RequestTarget) -> tuple[str | None, str]:
         """Return the mount's prefix and the raw tail below it."""

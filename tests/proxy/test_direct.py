@@ -1,4 +1,4 @@
-"""On our own server, a mount that nobody hooks into is served without a handler, and nobody can tell."""
+"""A mount that nobody hooks into is served without a handler, and nobody can tell."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, GZipContentEncoding, HTTPError, RequestHandler
 
@@ -19,9 +20,9 @@ from tornado_proxy import ProxyHandler, mount
 from tornado_proxy.clients.base import HTTPClient
 
 
-@pytest.fixture(autouse=True)
-def our_server(monkeypatch):
-    monkeypatch.setattr(support, "SERVER", "own")
+@pytest.fixture(autouse=True, params=["own", "tornado"])
+def server(monkeypatch, request):
+    monkeypatch.setattr(support, "SERVER", request.param)
 
 
 @pytest.fixture
@@ -31,7 +32,9 @@ def made(monkeypatch):
     initialize = ProxyHandler.initialize
 
     def noted(self, **kwargs):
-        handlers.append((self, self.request.connection.head_sent))
+        connection = self.request.connection
+        tornados = isinstance(connection, HTTP1Connection)
+        handlers.append((self, (connection._response_start_line is not None) if tornados else connection.head_sent))
         initialize(self, **kwargs)
 
     monkeypatch.setattr(ProxyHandler, "initialize", noted)
@@ -59,10 +62,10 @@ from tests.support.wrapped import Wrapped
 method = RequestHandler._execute
 RequestHandler._execute = {wrapper}
 
-from tornado_proxy import ProxyOptions
+from tornado_proxy import ProxyHandler, ProxyOptions
 from tornado_proxy.downstream.direct import nobody_asks
 
-print(nobody_asks(Application(), ProxyOptions.parse("a mount", {{"upstream": "http://localhost"}})))
+print(nobody_asks(ProxyHandler, Application(), ProxyOptions.parse("a mount", {{"upstream": "http://localhost"}})))
 """
 
 
@@ -80,6 +83,15 @@ class TestWhoNeedsAHandler:
         for method, body in (("GET", None), ("HEAD", None), ("POST", b"x" * 100_000)):
             assert (await running.request(method, "/a/b", body=body)).status == 200
         assert [request.body for request in echo.requests] == [b"", b"", b"x" * 100_000]
+        assert made == []
+
+    async def test_nor_does_it_where_templates_are_compiled_anew(self, proxy, echo, made):
+        """Debug mode; the server leaves the making of handlers to Tornado."""
+        running = await proxy.app([mount("/a", echo.url)], app_settings={**SILENT, "compiled_template_cache": False})
+        async with await running.connect() as downstream:
+            for method, body in (("GET", None), ("POST", b"x" * 100_000), ("GET", None)):
+                assert (await downstream.exchange(method, "/a/b", body=body)).status == 200
+        assert [request.body for request in echo.requests] == [b"", b"x" * 100_000, b""]
         assert made == []
 
     @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
-"""The downstream of a request whose handler would have nothing of its own to say: a mount as it is, on our server.
+"""The downstream of a request whose handler would have nothing of its own to say: a mount as it is.
 
 Tornado makes a ``RequestHandler`` for each request and leads it through its life, which takes longer than most of what
 else is done here for a small request. `handler.HandlerDownstream` needs it, because hooks, transforms and overridden
 methods may ask it for anything. Where there are none of these, nobody sees whether it is there, and
 :class:`DirectDownstream` writes to the connection itself. What is rare or wants a handler to look at (an error page, a
 log line, ``on_done``) gets one after all, made as late as that.
+
+Our own server gives the request to it (an ``HTTPMessageDelegate``); Tornado's takes it for the handler that it stands
+for, and asks it what ``_HandlerDelegate`` of Tornado 6.6 asks a handler.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -51,13 +54,13 @@ _ON_FINISH = _tornados(RequestHandler.on_finish)
 _LOG_REQUEST = _tornados(Application.log_request)
 
 
-def nobody_asks(application: Application, options: ProxyOptions) -> bool:
-    """Return whether a handler would be asked nothing before the response is out."""
+def nobody_asks(handler_class: type[RequestHandler], application: Application, options: ProxyOptions) -> bool:
+    """Return whether a handler, of a class that is ours, would be asked nothing before the response is out."""
     return (
         not (options.hooked or application.transforms)
-        and RequestHandler.__init__ is _INIT
-        and RequestHandler._execute is _EXECUTE
-        and RequestHandler.on_finish is _ON_FINISH
+        and handler_class.__init__ is _INIT
+        and handler_class._execute is _EXECUTE
+        and handler_class.on_finish is _ON_FINISH
     )
 
 
@@ -78,6 +81,8 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     _exchange: Exchange | None = None
     # Why there is none.
     _refusal: Exception | None = None
+    # What Tornado's server waits for before it delivers the body.
+    _prepared_future: Future[None] | None = None
 
     def __init__(
         self,
@@ -105,8 +110,9 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         except Exception as error:
             self._refusal = error
             return
-        connection.begin_body(exchange.upload is not None)
+        # In this order: Tornado's connection may have ended already, and is asked now.
         request.connection.set_close_callback(self.on_connection_close)  # type: ignore[union-attr]
+        connection.begin_body(exchange.upload is not None)
 
     async def run(self) -> None:
         """Forward the request; return when the exchange is over."""
@@ -128,8 +134,29 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
             # They would wait for the garbage collector together.
             self._exchange = self._refusal = None
             self._drop_late()
+            if self._prepared_future is not None:
+                self._prepared_future.set_result(None)
 
-    # -- the server calls these
+    # -- Tornado's server calls these, and data_received and on_connection_close
+
+    def _execute(self, transforms: object) -> Coroutine[Any, Any, None]:
+        """Begin; return what is to be run."""
+        self._begin(asyncio.get_running_loop())
+        if self._exchange is not None:
+            # The body may come at once.
+            self._prepared_future = None
+            if self._exchange.upload is not None:
+                self.request._body_future.add_done_callback(self._on_body_end)
+        return self.run()
+
+    def _on_body_end(self, body: Future[None]) -> None:
+        if self._exchange is not None and not body.cancelled():
+            self.finish()
+            if self._connection.is_closed():
+                # Tornado listens for the end from now on, and never tells of one that it has seen before.
+                self.on_connection_close()
+
+    # -- our server calls these
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
@@ -253,7 +280,10 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         return self._late  # type: ignore[no-any-return]
 
     def _made(self) -> Any:
-        handler: Any = self._handler_class(self._application, self.request, mounted=self._mounted)
+        # Not by calling the class, which would make another of us.
+        handler: Any = object.__new__(self._handler_class)
+        handler._proxy_connection = self._connection
+        handler.__init__(self._application, self.request, mounted=self._mounted)
         # It wants to be told.
         self._forget_close()
         # As RequestHandler._execute() sets them; a mount's pattern has no groups.
@@ -283,10 +313,14 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         self._drop_late()
         self._late = handler = self._made()
         handler._transforms = []
-        handler._finished = self.ended
-        answer(HandlerDownstream(handler, self._options, self._connection, ProxyMixin))
-        self._status, self._reason, self._headers = handler._status_code, handler._reason, handler._headers
-        self.answered = self.ended = True
+        # A log_function that raises makes of an answer that is out one that is not finished: there must be no second.
+        handler._headers_written, handler._finished = self.answered, self.ended
+        try:
+            answer(HandlerDownstream(handler, self._options, self._connection, ProxyMixin))
+        finally:
+            self._status, self._reason, self._headers = handler._status_code, handler._reason, handler._headers
+            self.ended = handler._finished
+            self.answered = self.ended or handler._headers_written
 
 
 def _handle_exception(downstream: HandlerDownstream, exc: BaseException) -> None:

@@ -112,14 +112,18 @@ class RoutedRequest(HTTPMessageDelegate):
         self._delegate = delegate
         if type(delegate) is not _HandlerDelegate:
             return delegate.headers_received(start_line, headers)
-        if (direct := _directly(delegate)) is not None:
-            self._delegate = direct
-            return direct.headers_received(start_line, headers)
-        self._lean = True
-        if not delegate.stream_request_body:
+        self._lean = not delegate.stream_request_body
+        if self._lean:
             return None
+        if _debugs(delegate):
+            return delegate.headers_received(start_line, headers)
+        handler: Any = delegate.handler_class(delegate.application, request, **delegate.handler_kwargs)
+        if isinstance(handler, HTTPMessageDelegate):
+            # The class does without a handler, and takes the request from the server.
+            self._delegate = handler
+            return handler.headers_received(start_line, headers)
         request._body_future = Future()
-        return _execute(delegate, self._has_body)
+        return _begin(delegate, handler, self._has_body)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         assert self._delegate is not None
@@ -128,37 +132,32 @@ class RoutedRequest(HTTPMessageDelegate):
     def finish(self) -> None:
         delegate = self._delegate
         assert delegate is not None
-        if self._lean and not delegate.stream_request_body:  # type: ignore[attr-defined]
-            assert isinstance(delegate, _HandlerDelegate)
-            delegate.request.body = bytes(delegate.chunks)
-            _execute(delegate, False)
-        else:
+        if not self._lean:
             delegate.finish()
+            return
+        assert isinstance(delegate, _HandlerDelegate)
+        delegate.request.body = bytes(delegate.chunks)
+        if _debugs(delegate):
+            delegate.execute()
+        else:
+            handler = delegate.handler_class(delegate.application, delegate.request, **delegate.handler_kwargs)
+            _begin(delegate, handler, False)
 
     def on_connection_close(self) -> None:
         if self._delegate is not None:
             self._delegate.on_connection_close()
 
 
-def _directly(delegate: _HandlerDelegate) -> HTTPMessageDelegate | None:
-    """Return what does the handler's work without one, where its class offers that."""
-    offer: Any = getattr(delegate.handler_class, "_proxy_directly", None)
-    if offer is None:
-        return None
-    direct: HTTPMessageDelegate | None = offer(delegate.application, delegate.request, delegate.handler_kwargs)
-    return direct
+def _debugs(delegate: _HandlerDelegate) -> bool:
+    """Return whether the application has settings of debug mode, which only Tornado's own way heeds."""
+    settings = delegate.application.settings
+    return "compiled_template_cache" in settings or "static_hash_cache" in settings
 
 
-def _execute(delegate: _HandlerDelegate, has_body: bool) -> Awaitable[None] | None:
-    """Make the handler and let it run; return what to wait for before its body is delivered."""
-    application = delegate.application
-    settings = application.settings
-    if "compiled_template_cache" in settings or "static_hash_cache" in settings:
-        # Those of debug mode, which only Tornado's own way heeds.
-        return delegate.execute()
-    handler: Any = delegate.handler_class(application, delegate.request, **delegate.handler_kwargs)
+def _begin(delegate: _HandlerDelegate, handler: Any, has_body: bool) -> Awaitable[None] | None:
+    """Let the handler run; return what to wait for before its body is delivered."""
     delegate.handler = handler
-    transforms = [transform(delegate.request) for transform in application.transforms]
+    transforms = [transform(delegate.request) for transform in delegate.application.transforms]
     if has_body:
         # Else there is nothing that would have to wait until the handler is prepared for it.
         handler._prepared_future = Future()
