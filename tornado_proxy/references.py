@@ -77,15 +77,13 @@ def rewrite_set_cookie(
     mount: str | None,
     domain: str | None = None,
     path: str | None = None,
-    upstream_host: str | None = None,
 ) -> str:
     """Return one Set-Cookie line as the downstream must see it (RFC 6265 section 4.1).
 
     A Path at the upstream's ``base`` or below comes back under ``mount``; the base itself becomes the mount without a
     slash at its end, so that the cookie is sent to ``/foo`` as well as to ``/foo/x``. ``domain`` and ``path`` replace
-    the value of an attribute that is there, and add none. With ``upstream_host``, a Domain that names it is removed,
-    because no browser takes it from another host. All else stays byte for byte, and so does a ``__Host-`` cookie,
-    which is valid only with ``Path=/`` and without Domain.
+    the value of an attribute that is there, and add none. All else stays byte for byte, and so does a ``__Host-``
+    cookie, which is valid only with ``Path=/`` and without Domain.
     """
     pair, *attributes = value.split(";")
     if not attributes or pair.lstrip()[:7].lower() == "__host-":
@@ -98,8 +96,6 @@ def rewrite_set_cookie(
             new = _cookie_path(content, base, mount) if path is None else path
         elif kind == "domain":
             new = domain
-            if domain is None and upstream_host and content.lstrip(".").lower() == upstream_host.lower():
-                continue
         else:
             new = None
         parts.append(attribute if new is None or new == content else f"{name.rstrip()}={new}")

@@ -254,7 +254,7 @@ class TestContinue:
         assert "Expect" in recorder.heads[0][1]
 
     async def test_the_application_may_hold_it_back_and_send_it_itself(self, serve, recorder):
-        recorder.on_head = lambda connection: connection.hold_continue()
+        recorder.on_head = lambda connection: connection.begin_body(True)
         recorder.on_finish = respond
         downstream = await serve(recorder).ask(post(5, EXPECT))
         await recorder.seen("head", "POST", "/")

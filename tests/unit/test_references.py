@@ -214,21 +214,6 @@ class TestRewriteSetCookie:
     def test_adds_neither_path_nor_domain(self) -> None:
         assert rewrite_set_cookie("a=b; Secure", base="", mount="/foo", domain="d", path="/p") == "a=b; Secure"
 
-    @pytest.mark.parametrize(
-        ("value", "expected"),
-        [
-            ("a=b; Domain=.UP.local; Secure", "a=b; Secure"),
-            ("a=b; Domain=other", "a=b; Domain=other"),
-            ("a=b; Domain=x.up.local", "a=b; Domain=x.up.local"),
-        ],
-    )
-    def test_removes_a_domain_that_only_the_upstream_could_set(self, value: str, expected: str) -> None:
-        assert rewrite_set_cookie(value, base="", mount=None, upstream_host="up.local") == expected
-
-    def test_prefers_the_given_domain_to_none(self) -> None:
-        got = rewrite_set_cookie("a=b; Domain=up", base="", mount=None, domain="pub", upstream_host="up")
-        assert got == "a=b; Domain=pub"
-
     def test_leaves_a_host_cookie_valid(self) -> None:
         value = "__Host-id=1; Path=/; Secure"
         assert rewrite_set_cookie(value, base="", mount="/foo", path="/p") == value

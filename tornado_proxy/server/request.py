@@ -241,7 +241,7 @@ class RequestConnection(HTTPConnection):
     def begin_body(self, has_body: bool) -> None:
         """Take over: no limit of the server's, and no 100 Continue but by :meth:`send_interim`."""
         self.max_body_size = NO_LIMIT
-        self.hold_continue()
+        self.continue_due = False
 
     def proceed(self) -> None:
         """Deliver what has arrived of the body, if what the application asked us to wait for is done."""
@@ -251,10 +251,6 @@ class RequestConnection(HTTPConnection):
     def is_closed(self) -> bool:
         """Return whether nothing can be written any more because the connection has ended."""
         return self._link is None or self._link.transport.is_closing()
-
-    def hold_continue(self) -> None:
-        """Leave 100 Continue to the application, which sends it with :meth:`send_interim` or not at all."""
-        self.continue_due = False
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Send a 1xx head; not to HTTP/1.0 (RFC 9110 section 15.2), and not after the final head."""

@@ -49,7 +49,6 @@ class Error(IntEnum):
 # Flags. ACK is for SETTINGS and PING.
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
-PADDED = 0x8
 
 # Which stand on a stream, and which on the connection. WINDOW_UPDATE does both.
 _ON_STREAM = frozenset({Type.DATA, Type.HEADERS, Type.PRIORITY, Type.RST_STREAM, Type.CONTINUATION})
