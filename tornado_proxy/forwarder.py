@@ -46,7 +46,7 @@ from tornado_proxy.errors import (
     UpstreamError,
 )
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.framing import reason_ok, response_may_have_body
+from tornado_proxy.framing import header_value_ok, response_may_have_body
 from tornado_proxy.handshake import Switched, check_upgrade, head_bytes, shake_hands
 from tornado_proxy.headers import body_changed, lines_of, remove_range
 from tornado_proxy.heads import (
@@ -405,7 +405,7 @@ class Exchange:
 
     def _relay_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         """Pass a 1xx on (RFC 9110 section 15.2), but a 100 only to those who wait for it."""
-        if self._ending or self.downstream.answered or not reason_ok(reason):
+        if self._ending or self.downstream.answered or not header_value_ok(reason):
             return
         if status == 100:
             if not self.inbound.expects_continue or self._received:

@@ -2,8 +2,8 @@
 
 Tornado looks at the framing only after ``prepare()``, when a proxy has already sent the head upstream. So we judge
 it first, and the framing upstream is built from the verdict, never by copying fields: whatever two parsers could
-read in two ways is refused here. The checks on what a hook wrote (``is_token``, ``header_value_ok``, ``reason_ok``)
-live here too, because they keep a message from becoming two. Pure functions.
+read in two ways is refused here. The checks on what a hook wrote (``is_token``, ``header_value_ok``) live here
+too, because they keep a message from becoming two. Pure functions.
 """
 
 from __future__ import annotations
@@ -121,29 +121,20 @@ def response_length(headers: HTTPHeaders) -> int | None:
 
 
 def is_token(name: str) -> bool:
-    """True for a token of RFC 9110 section 5.6.2, which is what a field name must be."""
+    """True for a token of RFC 9110 section 5.6.2, which is what a method and a field name must be."""
     return TOKEN.fullmatch(name) is not None
-
-
-def method_is_token(method: str) -> bool:
-    """True for what can stand as the method of a request line (RFC 9110 section 9.1)."""
-    return TOKEN.fullmatch(method) is not None
 
 
 def header_value_ok(value: str) -> bool:
     """True when ``value`` can be sent as a field value: no CR, LF, NUL or other control character but HTAB.
 
-    Characters above U+00FF are refused, because a header is sent as latin1. RFC 9110 section 5.5.
+    Characters above U+00FF are refused, because a header is sent as latin1. RFC 9110 section 5.5; a reason phrase may
+    have the same characters (RFC 9112 section 4).
     """
     # Nearly every value is printable ASCII, and these two run in C without a match object.
     if value.isascii() and value.isprintable():
         return True
     return _FORBIDDEN_IN_LINE.search(value) is None
-
-
-def reason_ok(reason: str) -> bool:
-    """True when ``reason`` can stand in a status line (RFC 9112 section 4); it may be empty."""
-    return header_value_ok(reason)
 
 
 def _require_chunked(lines: list[str]) -> None:

@@ -15,7 +15,7 @@ from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado_proxy.errors import BodyTooLarge, HookError, InvalidResponse, LoopDetected, Phase
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.forwarding import Forwarding, add_forwarded, add_via, add_x_forwarded, via_count
-from tornado_proxy.framing import header_value_ok, is_token, method_is_token, reason_ok, response_length
+from tornado_proxy.framing import header_value_ok, is_token, response_length
 from tornado_proxy.headers import lines_of, remove_hop_by_hop, request_headers
 from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
@@ -110,7 +110,7 @@ def check_rewritten(request: UpstreamRequest) -> None:
     for name in ("Content-Length", "Transfer-Encoding"):
         if name in request.headers:
             del request.headers[name]
-    if not method_is_token(request.method):
+    if not is_token(request.method):
         raise HookError(f"rewrite_request set the method to {request.method!r}, which is not a token")
     for name, value in request.headers.get_all():
         if not is_token(name) or not header_value_ok(value):
@@ -170,7 +170,7 @@ def clean_response(
     upstream: UpstreamURL,
 ) -> None:
     """Step (6): leave in ``response`` what is for the downstream. Raises ``InvalidResponse``."""
-    if not reason_ok(response.reason):
+    if not header_value_ok(response.reason):
         raise InvalidResponse("upstream sent an invalid reason phrase", phase=Phase.HEAD, upstream=response.upstream)
     length = response_length(response.headers)
     drop_length = response.status == 204 or length is None

@@ -15,7 +15,7 @@ from tornado.httputil import HTTPHeaders
 
 from tornado_proxy.errors import BadRequest, refusal
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing, header_value_ok, is_token, request_framing
-from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, made_of, nominated
+from tornado_proxy.headers import HOP_BY_HOP, NOT_IN_TRAILERS, made_of, nominated, put, spelled
 from tornado_proxy.server.parser import MAX_TRAILERS, MAX_TRAILERS_SIZE, RequestHead, host_ok, too_many_trailers
 
 VERSION = "HTTP/2.0"
@@ -135,7 +135,7 @@ def _checked(raw: bytes) -> str:
     """Return a name as HTTPHeaders spells it. What is connection-specific never becomes known."""
     if not _NAME.fullmatch(raw):
         raise Malformed(f"field name {raw[:80]!r}")
-    name = "-".join([word.capitalize() for word in raw.decode().split("-")])
+    name = spelled(raw.decode())
     if name in _CONNECTION_SPECIFIC:
         raise Malformed(f"{name}, which is HTTP/1.1's")
     if len(_known) < _MAX_KNOWN and len(raw) <= _MAX_LENGTH:
@@ -167,7 +167,7 @@ def _set_host(headers: HTTPHeaders, authority: bytes | None) -> None:
         if any(host.lower() != named.lower() for host in hosts):
             raise Malformed("Host is another than :authority")
         hosts = [named]
-        headers._as_list["Host"] = hosts
+        put(headers, "Host", named)
     if len(hosts) != 1 or not hosts[0] or not host_ok(hosts[0]):
         raise Malformed("no authority, more than one, or none that can be")
 
