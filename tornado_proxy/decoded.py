@@ -8,7 +8,7 @@ from tornado_proxy.decoding import Decoder, DecodingError
 from tornado_proxy.errors import InvalidResponse, Phase
 from tornado_proxy.flow import BodyPipe
 
-# Bytes that one read gives at most, as from a BodyPipe.
+# Bytes that one read gives at most; a decoder may round that up (`Decoder.decode`).
 _STEP = 64 * 1024
 # Bytes that may be decoded before others get their turn of the loop: a few milliseconds.
 _TURN = 1024 * 1024
@@ -45,7 +45,7 @@ class DecodedStream:
         return self._finished
 
     async def read(self) -> bytes:
-        """Return what is held, up to 64 KiB, waiting for the first byte; ``b""`` is the end."""
+        """Return what is held, up to about 64 KiB, waiting for the first byte; ``b""`` is the end."""
         while not self._finished:
             chunk = self._decode(b"") if not self._decoder.needs_input else b""
             if not chunk:

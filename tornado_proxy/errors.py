@@ -6,15 +6,15 @@
      x NoUpstreamAvailable         503     upstream    no
      x UpstreamError               502     upstream    no
        + ConnectError              502     upstream    yes: no byte of the request left
-         - ConnectTimeout          504     upstream    yes
+         - ConnectTimeout          504     upstream    yes, unless the same address would be tried again
        + UpstreamTimeout           504     upstream    no
-       + UpstreamClosed            502     upstream    idempotent and replayable requests only
+       + UpstreamClosed            502     upstream    safe methods whose body was not taken only
        + InvalidResponse           502     upstream    no
-     x BadRequest                  400     downstream  no
+     x BadRequest                  400     downstream  no (some with 403, 431 or 501; see `refusal`)
        + BodyTooLarge              413     downstream  no
        + DownstreamTimeout         408     downstream  no
      x DownstreamClosed            499     downstream  never sent; logged; not counted against the upstream
-     x HookError                   500     proxy       no: a hook raised; the hook's exception is ``__cause__``
+     x HookError                   500     proxy       no: a hook raised, or asked for what cannot be done
      x LoopDetected                508     proxy       no
      x TunnelClosed                503     proxy       no: idle for too long, or the process is about to end
 
@@ -50,7 +50,9 @@ class Retry(StrEnum):
     """When another attempt cannot make the upstream act twice (RFC 9110 section 9.2.2)."""
 
     NEVER = "never"
+    # Nothing of the request was sent.
     ALWAYS = "always"
+    # Something may have been: the forwarder repeats safe methods only, which is stricter than idempotent.
     IF_IDEMPOTENT = "if-idempotent"
 
 
@@ -151,7 +153,7 @@ class DownstreamClosed(ProxyError):
 
 
 class HookError(ProxyError):
-    """A hook raised; ``__cause__`` is what it raised."""
+    """A hook raised (``__cause__`` is what it raised), took too long, or asked for what cannot be done or sent."""
 
     status_code = 500
 
@@ -163,6 +165,6 @@ class TunnelClosed(ProxyError):
 
 
 class LoopDetected(ProxyError):
-    """The request has come through this proxy before (RFC 5842 section 7.2)."""
+    """The request has come through this proxy several times (RFC 5842 section 7.2)."""
 
     status_code = 508

@@ -189,7 +189,7 @@ class Outcome:
 
     ``status`` is what the downstream was sent (499 when it left before that). Bytes are body bytes: ``bytes_up`` to the
     upstream, ``bytes_down`` to the downstream. ``timings`` are seconds; ``total`` is always there, the others
-    (``queue``, ``resolve``, ``connect``, ``tls``, ``head``) as far as the client knows them.
+    (``resolve``, ``connect``, ``tls``, ``head``, ``upstream``) as far as the client knows them.
     """
 
     status: int = 0

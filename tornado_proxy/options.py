@@ -96,7 +96,8 @@ def _option(default: Any, help: str, cli: Callable[[str], Any] | None = None) ->
 class ProxyOptions:
     """The options of one mount, checked. Build it with :meth:`parse`.
 
-    ``metadata["cli"]`` of a field turns a command-line string into its value; ``None`` where a string cannot say it.
+    ``metadata["cli"]`` of a field turns a command-line string into its value; ``None`` where a string cannot say it. Of
+    a bool it says only that there is a flag, which takes no string.
     Times are seconds and sizes bytes; ``None`` is off.
     """
 

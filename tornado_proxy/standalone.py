@@ -1,7 +1,8 @@
 """``python -m tornado_proxy``: arguments -> Application -> listen -> drain on SIGTERM.
 
 Builds the same ``mount()``s that a user would; there is no private path. What must be known before the first connection
-(sockets, certificate, options) is checked first, and what is wrong there ends the program with one line and status 2.
+is checked first, and what is wrong there ends the program with one line: status 2 for arguments that cannot be followed
+(options, the certificate), 1 for an address that it cannot listen on.
 """
 
 from __future__ import annotations

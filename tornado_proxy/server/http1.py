@@ -61,7 +61,8 @@ class HTTPServer:
     ``max_resets``: streams that the client may cut before they are answered, or make us cut, and a tenth of that each
     second; one more ends the connection with ENHANCE_YOUR_CALM (CVE-2023-44487, CVE-2025-8671). Default 500.
 
-    Methods as on Tornado's server, and :meth:`drain`.
+    :meth:`listen`, :meth:`add_sockets`, :meth:`add_socket`, :meth:`stop` and :meth:`close_all_connections` are as on
+    Tornado's server; :meth:`drain` is our own.
     """
 
     def __init__(
