@@ -10,8 +10,8 @@ Which limit applies follows from whom the exchange is waiting for, so that nobod
 
 ``total_timeout`` applies always. Times are those of ``time.monotonic()``: a clock that is set does not matter.
 
-Most exchanges are over in milliseconds, long before any limit. So a watchdog begins in a nursery, and gets a timer of
-its own only when a look at the nursery, a tenth of a second later, finds it still there.
+Most exchanges are over in milliseconds, long before any limit. So the watchdogs of one loop share a timer at first,
+and each gets one of its own only if it is still there when that fires, a tenth of a second later.
 """
 
 from __future__ import annotations
@@ -34,34 +34,33 @@ _LOOK = 0.5
 # resolved and the exchange to see it.
 _SECOND_LOOKS = 3
 
+# Seconds that a watchdog shares a timer at most; a limit below that is kept that much too late.
+_SHARING = 0.1
 
-# Seconds that a watchdog stays in the nursery at most; a limit below that is kept that much too late.
-_GROWING_UP = 0.1
 
-
-class _Nursery:
-    """The watchdogs of one loop that have no timer yet."""
+class _SharedTimer:
+    """The timer of those watchdogs of one loop that have none of their own yet."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.young: set[Watchdog] = set()
+        self.watchdogs: set[Watchdog] = set()
         self._looking = False
 
     def take(self, watchdog: Watchdog) -> None:
-        self.young.add(watchdog)
+        self.watchdogs.add(watchdog)
         if not self._looking:
             self._looking = True
-            self.loop.call_later(_GROWING_UP, self._look)
+            self.loop.call_later(_SHARING, self._look)
 
     def _look(self) -> None:
         self._looking = False
-        grown, self.young = self.young, set()
-        for watchdog in grown:
-            watchdog.grow_up()
+        lasting, self.watchdogs = self.watchdogs, set()
+        for watchdog in lasting:
+            watchdog.take_own_timer()
 
 
 # That of the loop that asked last; another loop begins one of its own, and the old one ends with its last look.
-_nursery: _Nursery | None = None
+_shared_timer: _SharedTimer | None = None
 
 
 def _nobody(error: ProxyError) -> None:
@@ -83,15 +82,15 @@ class Watchdog:
         "_blocked_since",
         "_connecting",
         "_due",
-        "_grown",
         "_has_left",
+        "_has_own_timer",
         "_last_unsent",
         "_looks",
         "_loop",
-        "_nursery",
         "_on_timeout",
         "_options",
         "_sent_at",
+        "_shared",
         "_started",
         "_stopped",
         "_timer",
@@ -120,9 +119,9 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
         # When it fires. Not asked of the timer: uvloop's have no when() if the time has come already.
         self._due = 0.0
-        # Where it begins, and whether it has left.
-        self._nursery: _Nursery | None = None
-        self._grown = False
+        # The timer that it shares at first, None before that; and whether it has its own by now.
+        self._shared: _SharedTimer | None = None
+        self._has_own_timer = False
         self._stopped = False
         # Looks at a limit that seems to have passed; see _look.
         self._looks = 0
@@ -138,7 +137,7 @@ class Watchdog:
         self._last_unsent = 0
         if options.total_timeout is not None:
             # The others begin with the request.
-            self._enter_nursery()
+            self._share_timer()
 
     def request_started(self, upload: BodyPipe | None, upstream: str, *, connecting: bool = False) -> None:
         """An attempt begins: time its sending and its head; if ``connecting``, from :meth:`sending_began` on."""
@@ -147,50 +146,50 @@ class Watchdog:
         self.sending = True
         self._connecting = connecting
         self._sent_at = monotonic()
-        if self._nursery is None:
-            self._enter_nursery()
-        elif self._grown:
+        if self._shared is None:
+            self._share_timer()
+        elif self._has_own_timer:
             self._arm()
 
     def sending_began(self) -> None:
         """There is a connection, and the request goes out on it."""
         self._connecting = False
         self._sent_at = monotonic()
-        if self._grown:
+        if self._has_own_timer:
             self._arm()
 
     def upload_blocked(self) -> None:
         """The upstream does not take the body as fast as it comes, so nobody reads from the downstream."""
-        if self._grown:
+        if self._has_own_timer:
             self._arm()
 
     def upload_ended(self) -> None:
         """The downstream has sent all of its body; what is held goes on its way."""
-        if self._grown:
+        if self._has_own_timer:
             self._arm()
 
     def head_received(self, response: UpstreamResponse) -> None:
         self.response = response
-        if self._grown:
+        if self._has_own_timer:
             self._arm()
 
     def write_blocked(self) -> None:
         self._blocked_since = monotonic()
         self._last_unsent = self._unsent()
-        if self._grown:
+        if self._has_own_timer:
             self._arm()
 
     def write_drained(self) -> None:
         """Forget the blocked write. The timer stays: it looks again when it fires, which is cheaper than moving it."""
         self._blocked_since = None
         self._sent_at = monotonic()
-        if self._grown and self._timer is None:
+        if self._has_own_timer and self._timer is None:
             # It has fired while nothing was timed: there is no write_timeout.
             self._arm()
 
-    def grow_up(self) -> None:
-        """Get a timer of its own."""
-        self._grown = True
+    def take_own_timer(self) -> None:
+        """Keep time by a timer of its own from now on."""
+        self._has_own_timer = True
         self._arm()
 
     def stop(self) -> None:
@@ -201,17 +200,17 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        elif self._nursery is not None:
-            self._nursery.young.discard(self)
+        elif self._shared is not None:
+            self._shared.watchdogs.discard(self)
 
-    def _enter_nursery(self) -> None:
-        global _nursery
+    def _share_timer(self) -> None:
+        global _shared_timer
         # Read once: loops of other threads have nurseries too.
-        nursery = _nursery
-        if nursery is None or nursery.loop is not self._loop:
-            nursery = _nursery = _Nursery(self._loop)
-        self._nursery = nursery
-        nursery.take(self)
+        shared = _shared_timer
+        if shared is None or shared.loop is not self._loop:
+            shared = _shared_timer = _SharedTimer(self._loop)
+        self._shared = shared
+        shared.take(self)
 
     def _arm(self) -> None:
         if self._stopped:

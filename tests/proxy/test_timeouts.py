@@ -379,8 +379,8 @@ class TestUvloop:
             try:
                 watchdog.request_started(None, "http://h")
                 await asyncio.sleep(0.01)
-                # Grown up; the limit seems to have passed, and is given another turn.
-                watchdog._nursery._look()
+                # It has its own timer now; the limit seems to have passed, and is given another turn.
+                watchdog._shared._look()
                 watchdog.upload_ended()
                 watchdog._look()
                 watchdog.upload_ended()
