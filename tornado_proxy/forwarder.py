@@ -93,7 +93,7 @@ class Exchange:
     Nothing raised by a hook, client or connection escapes the cleaning up at the end of :meth:`run`.
     """
 
-    # Most of what is to come to most exchanges never comes, so it costs nothing to begin with.
+    # Defaults on the class: most exchanges never set most of these, and an instance then need not be given them.
 
     # The inbound body on its way up; None when there is none or it was read before.
     upload: BodyPipe | None = None
@@ -620,7 +620,7 @@ async def _told(downstream: Downstream, outcome: Outcome) -> None:
 
 
 def _is_answer(exc: BaseException) -> bool:
-    """Return whether ``exc`` is Tornado's ``HTTPError`` or ``Finish``."""
+    """Return whether ``exc`` is Tornado's ``HTTPError`` or ``Finish``, by their looks: nothing here knows handlers."""
     return isinstance(getattr(exc, "status_code", None), int) or type(exc).__name__ == "Finish"
 
 

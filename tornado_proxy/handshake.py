@@ -24,7 +24,7 @@ from tornado_proxy.headers import lines_of
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import ProxyOptions
 from tornado_proxy.responses import FAULTS, MAX_HEAD, MAX_INTERIM, Head, blamed, members, read_body, read_head
-from tornado_proxy.tunnel import Side, TransportSide
+from tornado_proxy.tunnel import TransportSide, TunnelSide
 from tornado_proxy.urls import normalized_origin, split_url
 
 # RFC 6455 section 1.3.
@@ -88,7 +88,7 @@ def head_bytes(start_line: str, headers: HTTPHeaders) -> bytes:
 class Switched(UpstreamResponse):
     """A valid 101. Its body is empty; ``side`` is the connection, which :meth:`abort` closes."""
 
-    side: Side | None = None
+    side: TunnelSide | None = None
 
 
 async def shake_hands(request: UpstreamRequest, client_options: Mapping[str, Any]) -> UpstreamResponse:
@@ -112,7 +112,7 @@ async def shake_hands(request: UpstreamRequest, client_options: Mapping[str, Any
             await room
         head = await _read_head(side.reader)
         if head.status != 101:
-            return _refusal(head, side, origin, request)
+            return _plain_answer(head, side, origin, request)
         _check_switch(head, headers.get_list("Sec-Websocket-Key"))
         # RFC 9110 section 8.6: there is no body that they could be about.
         for name in ("Content-Length", "Transfer-Encoding"):
@@ -157,7 +157,7 @@ async def _read_head(reader: asyncio.StreamReader) -> Head:
 # An answer that is not 101
 
 
-def _refusal(head: Head, side: TransportSide, origin: str, request: UpstreamRequest) -> UpstreamResponse:
+def _plain_answer(head: Head, side: TransportSide, origin: str, request: UpstreamRequest) -> UpstreamResponse:
     """Return an ordinary response; its body is read as it is taken, and the connection closed behind it."""
     stream = BodyPipe(request.buffer_size)
     reading = asyncio.ensure_future(_read_body(head, side, origin, stream))

@@ -8,8 +8,8 @@ does not read makes the other wait, and what is held stays small. A tunnel ends 
 2. One side resets its connection, or cannot be written to: an error that names the side.
 3. No byte moved for ``tunnel_idle_timeout``, or the exchange is stopped: both are closed.
 
-The two ends are :class:`Side`. asyncio's transports are used because Tornado's ``IOStream`` closes both directions when
-the other end closes one.
+The two ends are :class:`TunnelSide`. asyncio's transports are used because Tornado's ``IOStream`` closes both
+directions when the other end closes one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ HALF_CLOSED = 30.0
 LINGER_TIME = 5.0
 # Seconds between looks at a side that we do not read from, because nobody would tell us that it was reset.
 LOOK = 0.5
-# Seconds after which the kernel asks a silent peer whether it is still there (tcp(7)).
+# Seconds after which the kernel asks a silent other end whether it is still there (tcp(7)).
 KEEP_ALIVE = 60
 
 
-class Side(Protocol):
+class TunnelSide(Protocol):
     """One end of a tunnel. What goes wrong is raised as ``OSError``."""
 
     # Whether it can end what it sends and go on receiving.
@@ -140,7 +140,7 @@ class StreamSide:
         return -1 if self._stream.closed() else int(getattr(self._stream, "fileno", lambda: -1)())
 
 
-async def downstream_side(stream: Any) -> Side:
+async def downstream_side(stream: Any) -> TunnelSide:
     """Return the side of a stream that an HTTP server has detached. It begins with what that server read too much.
 
     Raises ``StreamClosedError`` when the downstream has left.
@@ -180,7 +180,9 @@ async def adopt(sock: socket.socket, early: bytes = b"") -> TransportSide:
 class Tunnel:
     """Two sides, which it closes, and what passed between them."""
 
-    def __init__(self, downstream: Side, upstream: Side, *, origin: str, idle_timeout: float | None) -> None:
+    def __init__(
+        self, downstream: TunnelSide, upstream: TunnelSide, *, origin: str, idle_timeout: float | None
+    ) -> None:
         self.downstream = downstream
         self.upstream = upstream
         self.bytes_up = 0
@@ -240,7 +242,7 @@ class Tunnel:
             await self._write(self.downstream, chunk, self.upstream)
         self._end(self.downstream)
 
-    async def _read(self, source: Side) -> bytes:
+    async def _read(self, source: TunnelSide) -> bytes:
         try:
             chunk = await source.read()
         except OSError as exc:
@@ -248,7 +250,7 @@ class Tunnel:
         self._last_byte = monotonic()
         return chunk
 
-    async def _write(self, sink: Side, chunk: bytes, source: Side) -> None:
+    async def _write(self, sink: TunnelSide, chunk: bytes, source: TunnelSide) -> None:
         """Write to ``sink``; while that takes time, see whether ``source``, which is not read from, is still there."""
         try:
             room = sink.write(chunk)
@@ -266,7 +268,7 @@ class Tunnel:
             raise self._broken(sink) from exc
         self._last_byte = monotonic()
 
-    def _end(self, sink: Side) -> None:
+    def _end(self, sink: TunnelSide) -> None:
         """Pass on that the other side has ended, where that can be said without ending both directions."""
         if sink.half_closes:
             try:
@@ -275,13 +277,13 @@ class Tunnel:
                 # It had ended before, so nobody read from it, and then refused what came last.
                 raise self._broken(sink) from exc
 
-    def _broken(self, side: Side) -> ProxyError:
+    def _broken(self, side: TunnelSide) -> ProxyError:
         if side is self.downstream:
             return DownstreamClosed("downstream reset the tunnel", phase=Phase.UPGRADE, upstream=self._origin)
         return UpstreamClosed(f"upstream {self._origin} reset the tunnel", phase=Phase.UPGRADE, upstream=self._origin)
 
 
-def _was_reset(side: Side) -> bool:
+def _was_reset(side: TunnelSide) -> bool:
     descriptor = side.fileno()
     if descriptor < 0:
         return True

@@ -35,11 +35,11 @@ _UPLOAD_BUFFER = 256 * 1024
 # Handles that are kept although they have sent much: the buffer stays with the handle.
 _KEPT_LARGE = 16
 
-# Bytes.
+# Bytes that malloc is made to keep at the end of the heap, and not to give back; see CurlDriver.initialize.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
 
 
-def _nobody(*_: object) -> None:
+def nobody(*_: object) -> None:
     """Stand for the transfer of a handle that has none."""
 
 
@@ -66,8 +66,9 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._soon: asyncio.Handle | None = None
-        # A block that was taken and given back teaches glibc to keep twice as much at the end of its heap (mallopt(3),
-        # M_TRIM_THRESHOLD). By itself it would return what each chunk leaves there, and take it anew for the next.
+        # Once a block was taken and given back, glibc keeps twice its size at the end of the heap (mallopt(3),
+        # M_TRIM_THRESHOLD). Otherwise it would return to the kernel what each chunk frees there, and ask for it again
+        # for the next.
         bytes(_KEPT_BY_MALLOC // 2)
         # Tornado's own adds a handle and removes it, so our callbacks run from here on.
         self._closed = False
@@ -167,7 +168,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         if len(self._idle) < kept:
             # Or the last exchange, bodies and all, would be kept for as long as nobody needs the handle.
             for option in (pycurl.PREREQFUNCTION, pycurl.HEADERFUNCTION, pycurl.WRITEFUNCTION, pycurl.READFUNCTION):
-                curl.setopt(option, _nobody)
+                curl.setopt(option, nobody)
             if upload is not None and upload.length is None:
                 curl.unsetopt(pycurl.TRAILERFUNCTION)
             self._idle.append(curl)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pycurl
 
-from tornado_proxy.clients.curl.driver import CurlDriver
+from tornado_proxy.clients.curl.driver import CurlDriver, nobody
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.transfer import CurlRequest, Driver, Transfer
 from tornado_proxy.errors import ConnectError, InvalidResponse, Phase, ProxyError, Retry, UpstreamClosed
@@ -34,14 +34,9 @@ _AMBIGUOUS = frozenset({pycurl.E_HTTP2, pycurl.E_RECV_ERROR, _E_HTTP2_STREAM, _E
 # What QUIC calls the failure to connect.
 _UNCONNECTED = frozenset({pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, _E_HTTP3, _E_QUIC_CONNECT})
 
-
 # Seconds that QUIC may put between two packets of ours. libcurl says that a transfer is called off in a packet of its
 # own, and not at all if it must not send one at that moment.
 _PACED = 0.02
-
-
-def _nobody(*_: object) -> None:
-    """Stand for the transfer of a handle that has none."""
 
 
 def _broken_off(_: int) -> int:
@@ -54,7 +49,7 @@ class SharingDriver(Driver, Protocol):
 
     quic: bool
 
-    def nudge(self, local_port: int, peer: tuple[str, int]) -> None: ...
+    def nudge(self, local_port: int, address: tuple[str, int]) -> None: ...
 
 
 class MultiplexedTransfer(Transfer):
@@ -170,14 +165,14 @@ class MultiplexedDriver(CurlDriver):
             self.loop.call_soon(self.nudge, *transfer.connection)
         super()._end(curl, errno, message)
 
-    def nudge(self, local_port: int, peer: tuple[str, int]) -> None:
-        """Have libcurl look after the connection between this port and ``peer``, and after all transfers on it."""
+    def nudge(self, local_port: int, address: tuple[str, int]) -> None:
+        """Have libcurl look after the connection between this port and ``address``, and after all transfers on it."""
         if not self._closed:
-            for fd in self.sockets.carrying(local_port, peer):
+            for fd in self.sockets.carrying(local_port, address):
                 self._on_ready(fd, True, False)
 
     def _release(self, curl: pycurl.Curl) -> None:
         # Not only for the memory: without a function libcurl would say it to stderr.
         curl.setopt(pycurl.VERBOSE, 0)
-        curl.setopt(pycurl.DEBUGFUNCTION, _nobody)
+        curl.setopt(pycurl.DEBUGFUNCTION, nobody)
         super()._release(curl)

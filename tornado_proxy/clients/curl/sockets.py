@@ -70,14 +70,14 @@ class SocketWatch:
             except OSError as exc:
                 log.debug("socket %d: %s", fd, exc)
 
-    def is_quiet(self, local_port: int, peer: tuple[str, int]) -> bool:
-        """Return whether nothing, not even the end, waits to be read on the connection from this port to ``peer``.
+    def is_quiet(self, local_port: int, address: tuple[str, int]) -> bool:
+        """Return whether nothing, not even the end, waits to be read on the connection from this port to ``address``.
 
         Asked before each request. On a new connection nothing can be left of the one before; it counts as quiet, and so
         does a unix-domain socket, which has no port. On one that is shared, what waits says to whom it belongs; only
         the end of one that is idle is looked for.
         """
-        fd = self._find(local_port, peer)
+        fd = self._find(local_port, address)
         if fd is None:
             return True
         if fd not in self._used:
@@ -100,15 +100,15 @@ class SocketWatch:
         self._readable = readable = {ready for ready, events in self._epoll.poll(0) if events & _READABLE}
         return fd not in readable
 
-    def share(self, local_port: int, peer: tuple[str, int], origin: str) -> None:
+    def share(self, local_port: int, address: tuple[str, int], origin: str) -> None:
         """The connection, to ``origin``, turned out to carry several exchanges at a time."""
-        fd = self._find(local_port, peer)
+        fd = self._find(local_port, address)
         if fd is not None:
             self._shared[fd] = origin
 
-    def condemn(self, local_port: int, peer: tuple[str, int], origin: str) -> None:
+    def condemn(self, local_port: int, address: tuple[str, int], origin: str) -> None:
         """Nothing good will come on this connection, to ``origin``, any more."""
-        fd = self._find(local_port, peer)
+        fd = self._find(local_port, address)
         if fd is not None:
             self._shared[fd] = origin
             self._condemned.add(fd)
@@ -120,9 +120,9 @@ class SocketWatch:
                 return True
         return False
 
-    def carrying(self, local_port: int, peer: tuple[str, int]) -> list[int]:
+    def carrying(self, local_port: int, address: tuple[str, int]) -> list[int]:
         """Return the watched sockets that may be this connection: one, or all where there is no port to tell by."""
-        fd = self._find(local_port, peer)
+        fd = self._find(local_port, address)
         return [other for other in self._watched if fd is None or other == fd]
 
     def close(self) -> None:
@@ -149,13 +149,13 @@ class SocketWatch:
                 # Closed since, by what the sockets before it made the client do.
                 log.debug("socket %d: %s", fd, exc)
 
-    def _find(self, local_port: int, peer: tuple[str, int]) -> int | None:
+    def _find(self, local_port: int, address: tuple[str, int]) -> int | None:
         fds = self._sockets.get(local_port)
         if fds is None:
             return None
         if len(fds) == 1:
             return fds[0]
-        return next((fd for fd in fds if _peer(fd) == peer), None)
+        return next((fd for fd in fds if _upstream_address(fd) == address), None)
 
     def _is_open(self, fd: int) -> bool:
         """Return whether ``fd`` still is the socket that it was when it was new."""
@@ -196,7 +196,7 @@ def _hung_up(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _peer(fd: int) -> tuple[str, int] | None:
+def _upstream_address(fd: int) -> tuple[str, int] | None:
     """Return address and port of the other end, ``None`` where there is none (any more)."""
     try:
         sock = socket.socket(fileno=fd)

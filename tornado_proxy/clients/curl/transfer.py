@@ -209,7 +209,7 @@ class Transfer:
         self._ends_at_head = request.method == "HEAD" and request.body is not None
         # Times that libcurl was about to send the request; see on_prereq.
         self._sends = 0
-        # Local port and peer of the connection that it was sent on.
+        # Local port and upstream address of the connection that it was sent on.
         self.connection: tuple[int, tuple[str, int]] = (0, ("", 0))
         # The upstream has been asked whether it wants the body, and has not said so yet.
         self._expecting = request.expect_continue

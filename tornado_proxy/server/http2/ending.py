@@ -20,7 +20,7 @@ from tornado_proxy.server.link import Server
 
 log = logging.getLogger(__name__)
 
-# Streams that we have reset and whose frames, sent before the client knew, are no error. It may have more in flight.
+# How many of the streams that we have reset are remembered: what the client sent on them before it knew is no error.
 _REMEMBERED = 1000
 
 
@@ -49,7 +49,7 @@ class EndingLink(SendingLink):
         self._refusing = False
         # Our side has ended; what comes is dropped.
         self._ended = False
-        # As the deadline, which counts while there are no streams; this one while a field block is not complete.
+        # When a field block that has begun must be complete. ``deadline`` counts only while there are no streams.
         self._block_deadline = math.inf
 
     # -- streams and the lower half call these
