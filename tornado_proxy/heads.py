@@ -83,7 +83,7 @@ def _add_forwarding(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, trusted: bool
 ) -> None:
     host = _public_host(inbound, source)
-    # Who asked once asks again.
+    # Remembered, because the same client asks again; but a flood of long Hosts shall not fill the memory.
     forwarding_of = _known_forwarding if host is None or len(host) <= 255 else _forwarding
     forwarding = forwarding_of(source.remote_ip, source.protocol, host, inbound.prefix)
     if options.forwarded is not Forwarded.RFC7239:
@@ -177,7 +177,7 @@ def clean_response(
     headers = response.headers
     remove_hop_by_hop(headers, _CONTENT_LENGTH if drop_length else _NOTHING)
     if length is not None and not drop_length and lines_of(headers)["Content-Length"] != [str(length)]:
-        # The same one, several times.
+        # It was repeated, in one line or in several; one stays.
         headers["Content-Length"] = str(length)
     if options.normalize_headers is not None:
         response.headers = headers = _normalized(options.normalize_headers, headers)

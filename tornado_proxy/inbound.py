@@ -35,7 +35,7 @@ class Inbound:
     expects_continue: bool = False
     # Whether it is a websocket handshake.
     upgrade: bool = False
-    # How often an OPTIONS or TRACE may still be forwarded; None is as often as need be.
+    # How often an OPTIONS or TRACE may still be forwarded; None is no limit.
     max_forwards: int | None = None
 
 

@@ -95,13 +95,12 @@ def parse_upstream(url: str, inbound_scheme: str | None = None) -> UpstreamURL:
 class RequestTarget(NamedTuple):
     """The request-target of an inbound request, in parts.
 
-    ``form`` is ``"origin"``, ``"absolute"`` or ``"asterisk"``. ``authority`` is what absolute-form names, which then
-    overrides Host (RFC 9112 section 3.2.2), else ``None``. ``path`` is raw and starts with ``/``, but is ``"*"`` for
-    the server as a whole: asterisk-form, and OPTIONS of a URL without path and query (section 3.2.4). ``query`` is raw;
-    ``None`` is no ``?`` at all, ``""`` a ``?`` with nothing behind.
+    ``authority`` is what absolute-form names, which then overrides Host (RFC 9112 section 3.2.2), else ``None``.
+    ``path`` is raw and starts with ``/``, but is ``"*"`` for the server as a whole: asterisk-form, and OPTIONS of a URL
+    without path and query (section 3.2.4). ``query`` is raw; ``None`` is no ``?`` at all, ``""`` a ``?`` with nothing
+    behind.
     """
 
-    form: str
     authority: str | None
     path: str
     query: str | None
@@ -119,11 +118,11 @@ def parse_target(method: str, target: str) -> RequestTarget:
         raise BadRequest("CONNECT is not accepted")
     if target[0] == "/":
         path, mark, query = target.partition("?")
-        return RequestTarget("origin", None, path, query if mark else None)
+        return RequestTarget(None, path, query if mark else None)
     if target == "*":
         if method != "OPTIONS":
             raise BadRequest("request target '*' is for OPTIONS only")
-        return RequestTarget("asterisk", None, "*", None)
+        return RequestTarget(None, "*", None)
     return _parse_absolute_form(method, target)
 
 
@@ -183,8 +182,8 @@ def split_url(url: str, method: str = "GET") -> tuple[str, str, str]:
     """Return origin, value for Host, and request-target of a full URL, such as a hook may have written.
 
     The target is byte for byte what ``url`` says, with ``/`` for an empty path, or with ``*`` where ``method`` is
-    OPTIONS (RFC 9112 section 3.2.4). Raises ``ValueError`` unless it is an
-    absolute http or https URL without userinfo, fragment, whitespace or control characters.
+    OPTIONS (RFC 9112 section 3.2.4). Raises ``ValueError`` unless ``url`` is an absolute http or https URL without
+    userinfo, fragment, whitespace or control characters.
     """
     match = _HTTP_URL.fullmatch(url)
     if match is None:
@@ -258,7 +257,7 @@ def _parse_absolute_form(method: str, target: str) -> RequestTarget:
         raise BadRequest("request target has an invalid authority") from exc
     if not path:
         path = "*" if method == "OPTIONS" and query is None else "/"
-    return RequestTarget("absolute", authority, path, query)
+    return RequestTarget(authority, path, query)
 
 
 def _split_scheme(url: str) -> tuple[str, str]:

@@ -189,7 +189,7 @@ class TestParseTarget:
         ],
     )
     def test_keeps_origin_form_as_it_came(self, target: str, path: str, query: str | None) -> None:
-        assert parse_target("GET", target) == RequestTarget("origin", None, path, query)
+        assert parse_target("GET", target) == RequestTarget(None, path, query)
 
     @pytest.mark.parametrize(
         ("target", "authority", "path", "query"),
@@ -207,7 +207,7 @@ class TestParseTarget:
     def test_splits_the_authority_off_absolute_form(
         self, target: str, authority: str, path: str, query: str | None
     ) -> None:
-        assert parse_target("GET", target) == RequestTarget("absolute", authority, path, query)
+        assert parse_target("GET", target) == RequestTarget(authority, path, query)
 
     def test_takes_a_url_without_a_path_for_the_asterisk_with_options_only(self) -> None:
         assert parse_target("OPTIONS", "http://h:1").path == "*"
@@ -216,7 +216,7 @@ class TestParseTarget:
         assert parse_target("GET", "http://h:1").path == "/"
 
     def test_takes_the_asterisk_with_options_only(self) -> None:
-        assert parse_target("OPTIONS", "*") == RequestTarget("asterisk", None, "*", None)
+        assert parse_target("OPTIONS", "*") == RequestTarget(None, "*", None)
         with pytest.raises(BadRequest):
             parse_target("GET", "*")
 

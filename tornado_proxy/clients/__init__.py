@@ -34,7 +34,7 @@ _CURES = {
 
 # One instance for each loop, class and set of options. Made on first use, so each forked process has its own.
 _shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[object, HTTPClient]] = weakref.WeakKeyDictionary()
-# The loop that asked last, and its instances: a weak dictionary takes its time.
+# The loop that asked last, and its instances: to look them up in a weak dictionary would take longer.
 _last: tuple[asyncio.AbstractEventLoop, dict[object, HTTPClient]] | None = None
 
 

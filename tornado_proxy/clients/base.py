@@ -10,7 +10,7 @@ from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a client can do of what not every client can. What is false here is a limitation that its users must know.
+    """What a client can do, where clients differ. What is false here is a limitation that its users must know.
 
     The contract suite holds each client to exactly its record, and options that need what is missing fail at start-up.
     """

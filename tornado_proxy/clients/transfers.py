@@ -112,7 +112,7 @@ class Transfer:
             self.head.set_result(self.response)
 
     def abort(self) -> None:
-        """End it, wherever it is. Once: to cancel what closes its connection already would leave that open."""
+        """End it, wherever it is. Only the first call cancels: a second would interrupt what closes the connection."""
         task, self.task = self.task, None
         if task is None:
             return

@@ -15,6 +15,6 @@
     limits      what a client may ask of one connection
 
 h2 holds the state of the connection and of its streams, the windows, and HPACK. It treats as errors of the whole
-connection what RFC 9113 calls errors of one stream, and cannot end a connection while streams live on; so it sees each
-frame by itself, no fields, and neither GOAWAY.
+connection what RFC 9113 calls errors of one stream, and cannot end a connection while streams live on. So it is
+given one frame at a time and none of the fields, and it neither sends nor receives GOAWAY.
 """

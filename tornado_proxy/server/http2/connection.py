@@ -60,7 +60,7 @@ class Http2Connection(EndingLink):
         # What connection-level flow control gives back next: of content that h2 has seen, and that it has not.
         self._taken = 0
         self._dropped_content = 0
-        # A stream whose trailers end nothing.
+        # The stream whose trailers came without END_STREAM, which h2 was shown with it; about to be cut.
         self._endless = 0
         # Octets that came when our side had ended.
         self._dropped = 0

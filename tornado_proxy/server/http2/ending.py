@@ -25,7 +25,7 @@ _REMEMBERED = 1000
 
 
 class Http2Server(Server, Protocol):
-    """The same, with the limits of HTTP/2."""
+    """What a connection needs of its server, the limits of HTTP/2 included."""
 
     http2_limits: Limits
 

@@ -35,7 +35,7 @@ class Limits:
 
 
 class Budget:
-    """So many at once, and a tenth of that each second."""
+    """A token bucket: holds ``most``, and is refilled by a tenth of that each second."""
 
     __slots__ = ("_left", "_most", "_since", "_spare_bytes")
 
