@@ -57,7 +57,8 @@ class HTTPServer:
     and a body that comes after the response is not read at all. Further, for each connection:
     ``max_concurrent_streams``: requests at a time; more are refused, for the client to send again. Default 100.
     ``initial_window_size``: octets of a body that a client may send before the application has taken any; as many are
-    held in memory for each stream that is stalled. Smaller makes uploads over long ways slower. Default 256 KiB.
+    held in memory for each stream that is stalled. Smaller makes uploads slower where round trips are long. Default 256
+    KiB.
     ``max_resets``: streams that the client may cut before they are answered, or make us cut, and a tenth of that each
     second; one more ends the connection with ENHANCE_YOUR_CALM (CVE-2023-44487, CVE-2025-8671). Default 500.
 
