@@ -30,8 +30,13 @@ _MAX_PASSES = 5
 _CONTENT_LENGTH = frozenset({"Content-Length"})
 _NOTHING: frozenset[str] = frozenset()
 _CREDENTIALS = ("Authorization", "Cookie")
-# The fields of a response that point at the upstream.
+# The fields of a response that point at the upstream, and what makes those point at us that hold a single reference.
 _REFERENCES = frozenset({"Location", "Content-Location", "Refresh", "Set-Cookie"})
+_REWRITERS = (
+    ("Location", rewrite_location),
+    ("Content-Location", rewrite_location),
+    ("Refresh", rewrite_refresh),
+)
 
 
 def refuse_early(options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest) -> None:
@@ -211,13 +216,13 @@ def _rewrite_references(
     headers: HTTPHeaders, options: ProxyOptions, inbound: Inbound, source: HTTPServerRequest, upstream: UpstreamURL
 ) -> None:
     prefix = inbound.prefix
-    public = {"upstream": upstream, "mount": prefix, "scheme": source.protocol, "host": _public_host(inbound, source)}
     if options.rewrite_location:
-        for name in ("Location", "Content-Location"):
+        host = _public_host(inbound, source)
+        for name, rewrite in _REWRITERS:
             if name in headers:
-                headers[name] = rewrite_location(headers[name], **public)  # type: ignore[arg-type]
-        if "Refresh" in headers:
-            headers["Refresh"] = rewrite_refresh(headers["Refresh"], **public)  # type: ignore[arg-type]
+                headers[name] = rewrite(
+                    headers[name], upstream=upstream, mount=prefix, scheme=source.protocol, host=host
+                )
     if "Set-Cookie" in headers:
         cookies = headers.get_list("Set-Cookie")
         del headers["Set-Cookie"]
