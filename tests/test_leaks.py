@@ -262,6 +262,7 @@ HOLDERS = {
     "frame",
     "traceback",
     "BadRequest",
+    "HTTP1Connection",
     "HTTPHeaders",
     "DirectDownstream",
     "ProxyHandler",
@@ -337,6 +338,15 @@ class Sub(ProxyHandler):
     """Served by a handler of its own."""
 
 
+# How the exchange ends of an upload: once it is there and the downstream goes, or before it is.
+UPLOADS_END = ["waits", "leaves", "malformed", "answered", "failed"]
+
+
+def connections(running: Any) -> int:
+    """Return how many connections the server has."""
+    return len(running.server._connections)
+
+
 class TestAnExchangeThatEnded:
     @pytest.mark.parametrize("client", [Downstream, Http2], ids=["1.1", "2"])
     async def test_leaves_nothing_to_the_garbage_collector(self, proxy, upstream, client):
@@ -389,6 +399,51 @@ class TestAnExchangeThatEnded:
                 await refused()
 
         await refused()
+        left = await left_to_the_collector(several)
+        assert not holders(left), left
+
+    @pytest.mark.parametrize("end", UPLOADS_END)
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_before_its_upload_leaves_nothing(self, proxy, upstream, expect_log, handler_class, end):
+        """Its connection holds what it has read ahead."""
+        expect_log(f"upstream {upstream.url}: |499 POST|Malformed HTTP message", required=False)
+        running = await proxy.app([mount("/", upstream.url, handler_class, retries=0)])
+
+        async def upload() -> None:
+            chunked = end == "malformed"
+            length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {2 if end == 'waits' else 1000}"
+            async with await Downstream.connect(running.port) as downstream:
+                await downstream.send(f"POST / HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n".encode())
+                await downstream.send(chunk(b"ab") if chunked else b"ab")
+                conn = await upstream.accept()
+                await conn.read_head()
+                match end:
+                    case "waits":
+                        await conn.read_body()
+                        downstream.close()
+                    case "leaves":
+                        downstream.close()
+                    case "malformed":
+                        await downstream.send(b"no chunk\r\n")
+                        await downstream.read_until_closed()
+                    case "answered":
+                        await conn.respond(413, [("Connection", "close")])
+                        assert (await downstream.read_response()).status == 413
+                    case "failed":
+                        conn.close()
+                        assert (await downstream.read_response()).status == 502
+                downstream.close()
+                if end != "failed":
+                    await conn.closed()
+                    conn.close()
+                await until(lambda: not draining.active_exchanges(), "the exchange ended")
+                await until(lambda: not connections(running), "the connection ended")
+
+        async def several() -> None:
+            for _ in range(10):
+                await upload()
+
+        await upload()
         left = await left_to_the_collector(several)
         assert not holders(left), left
 

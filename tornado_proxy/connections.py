@@ -158,6 +158,8 @@ class TornadoConnection:
 
     def abort(self) -> None:
         connection = self._connection
+        # There will be no end of a response to linger at.
+        _put_back(connection)
         stream = connection.stream
         if stream is None or stream.closed():
             return
@@ -217,10 +219,14 @@ class _Linger:
         self._end(future)
 
     def _end(self, future: Any) -> None:
-        # What was put in their place refers to the connection, and would leave it to the garbage collector.
-        for name in ("finish", "_finish_request", "_read_body"):
-            self._connection.__dict__.pop(name, None)
+        _put_back(self._connection)
         self._end_request(future)
+
+
+def _put_back(connection: Any) -> None:
+    """Let the connection have its own methods; what stood in their place would leave it to the garbage collector."""
+    for name in ("finish", "_finish_request", "_read_body"):
+        connection.__dict__.pop(name, None)
 
 
 def _cut_on_broken_body(connection: Any) -> None:

@@ -81,8 +81,9 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     _exchange: Exchange | None = None
     # Why there is none.
     _refusal: Exception | None = None
-    # What Tornado's server waits for before it delivers the body.
+    # What Tornado's server waits for before it delivers the body, and what tells that all of it has come.
     _prepared_future: Future[None] | None = None
+    _body: Future[None] | None = None
 
     def __init__(
         self,
@@ -134,6 +135,9 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
             # They would wait for the garbage collector together.
             self._exchange = self._refusal = None
             self._drop_late()
+            if self._body is not None:
+                # Of a body that breaks off, or is not wanted any more, nothing tells.
+                self._body.remove_done_callback(self._on_body_end)
             if self._prepared_future is not None:
                 self._prepared_future.set_result(None)
 
@@ -146,7 +150,8 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
             # The body may come at once.
             self._prepared_future = None
             if self._exchange.upload is not None:
-                self.request._body_future.add_done_callback(self._on_body_end)
+                self._body = self.request._body_future
+                self._body.add_done_callback(self._on_body_end)
         return self.run()
 
     def _on_body_end(self, body: Future[None]) -> None:
