@@ -388,6 +388,25 @@ class TestWhatNobodyExpects:
             assert (await downstream.exchange("GET", "/")).status == status
         assert running.access_log[0] == (status, "GET", "/")
 
+    async def test_of_the_end_of_all_tasks(self, proxy, handler_class, expect_log):
+        """As ``asyncio.run()`` ends them, among them those of the server that wait for a handler to be prepared."""
+        told = asyncio.Event()
+
+        async def on_done(handler, outcome):
+            told.set()
+            await asyncio.Event().wait()
+
+        expect_log("Uncaught exception", required=False)
+        before = asyncio.all_tasks()
+        running = await proxy("http://127.0.0.1:9", handler_class, on_done=on_done)
+        await running.ask("NONE", "/")
+        await told.wait()
+        tasks = asyncio.all_tasks() - before
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [end for end in ends if end is not None and not isinstance(end, asyncio.CancelledError)] == []
+
     async def test_of_a_log_function(self, proxy, handler_class, expect_log):
         def log_function(handler):
             raise RuntimeError

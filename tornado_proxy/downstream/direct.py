@@ -20,7 +20,7 @@ from types import FunctionType
 from typing import Any
 
 import tornado.web
-from tornado.concurrent import Future
+from tornado.concurrent import Future, future_set_result_unless_cancelled
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, RequestStartLine, ResponseStartLine
 from tornado.log import access_log, app_log
 from tornado.web import Application, RequestHandler
@@ -139,7 +139,8 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
                 # Of a body that breaks off, or is not wanted any more, nothing tells.
                 self._body.remove_done_callback(self._on_body_end)
             if self._prepared_future is not None:
-                self._prepared_future.set_result(None)
+                # It is cancelled where the server's task is, as all are at the end of asyncio.run().
+                future_set_result_unless_cancelled(self._prepared_future, None)
 
     # -- Tornado's server calls these, and data_received and on_connection_close
 
