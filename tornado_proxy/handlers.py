@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Coroutine
 from time import time
 from typing import Any
 
-from tornado.httputil import HTTPServerRequest
 from tornado.routing import PathMatches, RuleRouter
-from tornado.web import Application, RequestHandler, stream_request_body
+from tornado.web import RequestHandler, stream_request_body
 
 from tornado_proxy.connections import server_connection
 from tornado_proxy.downstream.direct import DirectDownstream, nobody_asks
@@ -42,10 +41,11 @@ class ProxyHandler(ProxyMixin, RequestHandler):
 
     SUPPORTED_METHODS = _AnyMethod()  # type: ignore[assignment]
 
-    def __new__(cls, application: Application, request: HTTPServerRequest, **arguments: Any) -> Any:
+    def __new__(cls, application: Any = None, request: Any = None, *more: Any, **arguments: Any) -> Any:
         """Return what forwards ``request`` without a handler, where nobody could notice that there is none.
 
-        Both servers make a handler here, and nowhere else is it known which it would be, and what for.
+        Both servers make a handler here, and nowhere else is it known which it would be, and what for. A subclass has
+        whatever arguments it likes.
         """
         mounted: Mounted | None = arguments.get("mounted")
         if mounted is None or cls is not ProxyHandler or not nobody_asks(cls, application, mounted.options):

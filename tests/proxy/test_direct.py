@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import subprocess
 import sys
@@ -418,3 +419,35 @@ class TestWhatNobodyExpects:
         async with await running.connect() as downstream:
             for _ in range(2):
                 assert (await downstream.exchange("GET", "/")).status == 502
+
+
+class Staged(ProxyHandler):
+    """Is made in a way of its own, as in a test of its hooks."""
+
+    def __init__(self, stage, version=1, *rest, app=None, inbound=None):
+        if app is not None:
+            super().__init__(app, inbound, upstream="http://localhost")
+
+
+class TestHowHandlersAreMade:
+    """By hand, with what their own ``__init__`` takes, or with nothing at all."""
+
+    @pytest.mark.parametrize("arguments", [("canary",), ("canary", 2), ("canary", 2, 3, 4)], ids=len)
+    def test_a_subclass_takes_what_it_likes(self, arguments):
+        assert type(Staged(*arguments)) is Staged
+
+    async def test_by_names_of_its_own_too(self, proxy, echo):
+        class Keeps(ProxyHandler):
+            def prepare(self):
+                found.append(Staged(stage="canary", app=self.application, inbound=self.request))
+                return super().prepare()
+
+        found = []
+        running = await proxy.app([mount("/", echo.url, Keeps)])
+        assert (await running.get("/x")).status == 200
+        (handler,) = found
+        assert type(copy.copy(handler)) is Staged
+        assert handler.request.path == "/x"
+
+    def test_without_arguments(self):
+        assert type(ProxyHandler.__new__(ProxyHandler)) is ProxyHandler
