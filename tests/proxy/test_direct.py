@@ -19,6 +19,7 @@ from tests.support.process import free_port
 from tests.support.wrapped import Wrapped
 from tornado_proxy import ProxyHandler, mount
 from tornado_proxy.clients.base import HTTPClient
+from tornado_proxy.mixin import ProxyMixin
 
 
 @pytest.fixture(autouse=True, params=["own", "tornado"])
@@ -166,6 +167,30 @@ class TestWhoNeedsAHandler:
         assert (await running.get("/")).status == 200
         assert len(traced) == 1
         assert [(handler, False) for handler in traced] == made
+
+    async def test_so_it_is_where_all_handlers_have_fields_of_their_own(self, proxy, echo, made, monkeypatch):
+        running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
+        monkeypatch.setattr(RequestHandler, "set_default_headers", lambda self: self.set_header("X-Ours", "1"))
+        assert ("X-Ours", "1") in (await running.get("/")).headers
+        assert [answered for _, answered in made] == [False]
+
+    @pytest.mark.parametrize("owner", [ProxyHandler, ProxyMixin])
+    async def test_so_it_is_where_a_hook_was_replaced(self, proxy, echo, made, monkeypatch, owner):
+        """As tests do, to lead requests to an upstream of theirs."""
+        running = await proxy.app([mount("/", "http://127.0.0.1:9")], app_settings=SILENT)
+        monkeypatch.setattr(owner, "choose_upstream", lambda self: echo.url)
+        assert (await running.get("/")).status == 200
+        assert [answered for _, answered in made] == [False]
+
+    async def test_so_it_is_where_prepare_was_replaced(self, proxy, echo, made, monkeypatch):
+        running = await proxy.app([mount("/", echo.url)], app_settings=SILENT)
+
+        def refuses(self):
+            raise HTTPError(401)
+
+        monkeypatch.setattr(ProxyHandler, "prepare", refuses)
+        assert (await running.get("/")).status == 401
+        assert ([answered for _, answered in made], echo.requests) == ([False], [])
 
     @pytest.mark.parametrize(
         ("wrapper", "nobody"), [("method", True), ("lambda self: method(self)", False), ("Wrapped(method, [])", False)]

@@ -47,10 +47,11 @@ def _tornados(method: Any) -> Any:
 
 
 # What traces requests (OpenTelemetry, Sentry, ...) puts its own in place of one of these, before or after us, and would
-# see nothing of a request without a handler.
+# see nothing of a request without a handler; nor would the response have the fields that somebody gives to all.
 _INIT = _tornados(RequestHandler.__init__)
 _EXECUTE = _tornados(RequestHandler._execute)
 _ON_FINISH = _tornados(RequestHandler.on_finish)
+_SET_DEFAULT_HEADERS = _tornados(RequestHandler.set_default_headers)
 _LOG_REQUEST = _tornados(Application.log_request)
 
 
@@ -61,6 +62,7 @@ def nobody_asks(handler_class: type[RequestHandler], application: Application, o
         and handler_class.__init__ is _INIT
         and handler_class._execute is _EXECUTE
         and handler_class.on_finish is _ON_FINISH
+        and handler_class.set_default_headers is _SET_DEFAULT_HEADERS
     )
 
 
