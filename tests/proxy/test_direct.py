@@ -310,6 +310,29 @@ class TestWhoLooksAfterwards:
         assert (await running.get("/x")).status == 200
         assert seen == [([], {}, None)]
 
+    @pytest.mark.parametrize(
+        ("pattern", "args", "kwargs"),
+        [("/x/(.*)/(.*)", ["a b", "\udcff"], {}), ("/x/(?P<a>.*)/%FF(?P<b>.*)", [], {"a": "a b", "b": ""})],
+    )
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_so_it_has_after_one_of_a_pattern(self, proxy, echo, handler_class, pattern, args, kwargs):
+        """A mount's target, under a rule of one's own."""
+        seen = []
+
+        def on_done(handler, outcome):
+            seen.append((handler.path_args, handler.path_kwargs))
+
+        rule = mount("/", echo.url, handler_class, on_done=on_done)
+        running = await proxy.app([(pattern, rule.target, rule.target_kwargs)])
+        async with await running.connect() as downstream:
+            for method, body in (("GET", None), ("POST", b"x" * 100_000)):
+                assert (await downstream.exchange(method, "/x/a%20b/%FF", body=body)).status == 200
+        assert [(request.target, request.body) for request in echo.requests] == [
+            ("/x/a%20b/%FF", b""),
+            ("/x/a%20b/%FF", b"x" * 100_000),
+        ]
+        assert seen == [(args, kwargs)] * 2
+
 
 class TestAnswersOfOurOwn:
     """What we say ourselves is what a handler says."""

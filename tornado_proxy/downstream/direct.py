@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import tornado.web
@@ -77,6 +77,8 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     _status = 200
     _reason = "OK"
     _headers: HTTPHeaders | None = None
+    # What the groups of a URL pattern matched: not of a mount's own rule, but of one of the user's around its target.
+    _path: tuple[tuple[bytes, ...], Mapping[str, bytes]] = (), MappingProxyType({})
     # The handler that was made for it after all.
     _late: Any = None
     # While it runs.
@@ -146,8 +148,10 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
 
     # -- Tornado's server calls these, and data_received and on_connection_close
 
-    def _execute(self, transforms: object) -> Coroutine[Any, Any, None]:
+    def _execute(self, transforms: object, *args: bytes, **kwargs: bytes) -> Coroutine[Any, Any, None]:
         """Begin; return what is to be run."""
+        if args or kwargs:
+            self._path = args, kwargs
         self._begin(asyncio.get_running_loop())
         if self._exchange is not None:
             # The body may come at once.
@@ -294,8 +298,10 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         handler.__init__(self._application, self.request, mounted=self._mounted)
         # It wants to be told.
         self._forget_close()
-        # As RequestHandler._execute() sets them; a mount's pattern has no groups.
-        handler.path_args, handler.path_kwargs = [], {}
+        # As RequestHandler._execute() sets them. Nothing is answered for their sake any more, so that all are decoded.
+        args, kwargs = self._path
+        handler.path_args = [handler.decode_argument(value) for value in args]
+        handler.path_kwargs = {name: handler.decode_argument(value) for name, value in kwargs.items()}
         return handler
 
     def _answer_for(self, exc: BaseException) -> bool:

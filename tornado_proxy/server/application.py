@@ -118,8 +118,9 @@ class RoutedRequest(HTTPMessageDelegate):
         if _debugs(delegate):
             return delegate.headers_received(start_line, headers)
         handler: Any = delegate.handler_class(delegate.application, request, **delegate.handler_kwargs)
-        if isinstance(handler, HTTPMessageDelegate):
-            # The class does without a handler, and takes the request from the server.
+        if isinstance(handler, HTTPMessageDelegate) and not (delegate.path_args or delegate.path_kwargs):
+            # The class does without a handler, and takes the request from the server; but what a pattern's groups have
+            # matched it is told only as handlers are.
             self._delegate = handler
             return handler.headers_received(start_line, headers)
         request._body_future = Future()
