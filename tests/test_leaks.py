@@ -339,7 +339,7 @@ class Sub(ProxyHandler):
 
 
 # How the exchange ends of an upload: once it is there and the downstream goes, or before it is.
-UPLOADS_END = ["waits", "leaves", "malformed", "answered", "failed"]
+UPLOADS_END = ["waits", "leaves", "resets", "breaks off", "malformed", "answered", "failed"]
 
 
 def connections(running: Any) -> int:
@@ -410,7 +410,7 @@ class TestAnExchangeThatEnded:
         running = await proxy.app([mount("/", upstream.url, handler_class, retries=0)])
 
         async def upload() -> None:
-            chunked = end == "malformed"
+            chunked = end in ("malformed", "breaks off")
             length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {2 if end == 'waits' else 1000}"
             async with await Downstream.connect(running.port) as downstream:
                 await downstream.send(f"POST / HTTP/1.1\r\nHost: h\r\n{length}\r\n\r\n".encode())
@@ -422,6 +422,12 @@ class TestAnExchangeThatEnded:
                         await conn.read_body()
                         downstream.close()
                     case "leaves":
+                        downstream.close()
+                    case "resets":
+                        downstream.reset()
+                    case "breaks off":
+                        # Where the server waits for the next chunk.
+                        assert await conn.read_some(100)
                         downstream.close()
                     case "malformed":
                         await downstream.send(b"no chunk\r\n")

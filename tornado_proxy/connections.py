@@ -162,6 +162,9 @@ class TornadoConnection:
         _put_back(connection)
         stream = connection.stream
         if stream is None or stream.closed():
+            if stream is not None and stream.error is not None:
+                # Of who was reset the stream keeps the error, that its frames, and one of them the stream.
+                stream.error.__traceback__ = None
             return
         begun = connection._response_start_line is not None
         if begun and not connection._chunking_output and connection._expected_content_remaining is None:
@@ -243,6 +246,10 @@ def _cut_on_broken_body(connection: Any) -> None:
     async def cut(body: Awaitable[None]) -> None:
         try:
             await body
+        except StreamClosedError as exc:
+            # Between chunks it refers to a frame of Tornado's, that to the future of its read, and that to it.
+            exc.__traceback__ = None
+            raise
         except HTTPInputError as exc:
             if connection._response_start_line is None:
                 raise
