@@ -1,5 +1,7 @@
 """Which methods pass, and how request bodies reach the upstream."""
 
+import gzip
+
 import pytest
 
 from tests.support.proxy import SERVER
@@ -10,6 +12,10 @@ from tornado_proxy.clients.curl.transfer import Transfer
 CHUNKED = [("Transfer-Encoding", "chunked")]
 # A period of 251 bytes: no piece of it looks like its neighbour.
 LARGE = bytes(range(251)) * 12_000
+
+
+class Sub(ProxyHandler):
+    """Served by a handler of its own."""
 
 
 class TestMethods:
@@ -71,6 +77,24 @@ class TestBrokenBodies:
         assert (await downstream.read_head()).status == 200
         assert await downstream.read_some() == piece
         await downstream.send(b"xyz\r\n")
+        assert await downstream.read_until_closed() == b""
+        await conn.closed()
+        assert (await running.next_outcome()).side == "downstream"
+
+    @pytest.mark.skipif(SERVER == "own", reason="our server leaves bodies compressed")
+    @pytest.mark.parametrize("handler_class", [ProxyHandler, Sub])
+    async def test_so_it_is_where_the_compression_breaks_off(self, proxy, upstream, expect_log, handler_class):
+        expect_log("Malformed HTTP message", required=False)
+        running = await proxy(upstream.url, handler_class, server_options={"decompress_request": True})
+        compressed = gzip.compress(LARGE)
+        fields = [*CHUNKED, ("Content-Encoding", "gzip")]
+        downstream = await running.ask("POST", "/x", fields, chunk(compressed[:100]))
+        conn = await upstream.accept()
+        await conn.read_head()
+        await conn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\nearly")
+        assert (await downstream.read_head()).status == 200
+        assert await downstream.read_some() == b"early"
+        await downstream.send(LAST_CHUNK)
         assert await downstream.read_until_closed() == b""
         await conn.closed()
         assert (await running.next_outcome()).side == "downstream"

@@ -191,6 +191,8 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
 
     def on_connection_close(self) -> None:
         if self._exchange is not None and not self.ended:
+            if self.answered:
+                self._cut_if_open()
             self._exchange.downstream_closed()
 
     # -- the forwarder calls these; see downstream.Downstream

@@ -143,6 +143,8 @@ class HandlerDownstream(OnConnection):
     def left(self) -> None:
         """The connection has gone."""
         if self._exchange is not None and not self._aborted:
+            if self.answered:
+                self._cut_if_open()
             self._exchange.downstream_closed()
 
     def borrow(self) -> None:
