@@ -98,6 +98,7 @@ class TornadoConnection:
         if headers is not None and ("Content-Length" in headers or "Transfer-Encoding" in headers):
             # Now, because a handler may answer before its body is begun.
             _Linger(connection)
+            _cut_on_broken_body(connection)
 
     def begin_body(self, has_body: bool) -> None:
         connection = self._connection
@@ -105,7 +106,6 @@ class TornadoConnection:
         if has_body:
             # Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
             connection.set_max_body_size(_NO_LIMIT)
-            _cut_on_broken_body(connection)
         else:
             # The server loop finds that out in the next turn; a response that is complete before would make it close.
             connection._read_finished = True
@@ -145,6 +145,8 @@ class TornadoConnection:
         return bool(poll.poll(0))
 
     def close_after_response(self) -> None:
+        # What is still to come of the body is dropped, and has no limit: Tornado would answer once more.
+        self._connection.set_max_body_size(_NO_LIMIT)
         self._connection._disconnect_on_finish = True
         # write_headers would promise "Keep-Alive" to an HTTP/1.0 client that asked for it; it looks at nothing else.
         self._connection._request_headers = HTTPHeaders()
@@ -240,21 +242,29 @@ def _cut_on_broken_body(connection: Any) -> None:
     read_body = connection._read_body
 
     def guarded(*args: Any) -> Awaitable[None] | None:
-        body: Awaitable[None] | None = read_body(*args)
-        return None if body is None else cut(body)
+        # Which raises where the framing is malformed or the length above a limit.
+        try:
+            body: Awaitable[None] | None = read_body(*args)
+        except HTTPInputError:
+            cut_if_begun()
+            raise
+        return None if body is None else guarded_body(body)
 
-    async def cut(body: Awaitable[None]) -> None:
+    async def guarded_body(body: Awaitable[None]) -> None:
         try:
             await body
         except StreamClosedError as exc:
             # Between chunks it refers to a frame of Tornado's, that to the future of its read, and that to it.
             exc.__traceback__ = None
             raise
-        except HTTPInputError as exc:
-            if connection._response_start_line is None:
-                raise
+        except HTTPInputError:
+            cut_if_begun()
+            raise
+
+    def cut_if_begun() -> None:
+        if connection._response_start_line is not None:
             connection.stream.close()
-            raise StreamClosedError from exc
+            raise StreamClosedError
 
     connection._read_body = guarded
 
