@@ -163,10 +163,13 @@ class Exchange:
                 self.stop(HookError("filter_request_body has answered", phase=Phase.SEND))
                 return
             room = self.upload.write(chunk)
-        except Exception as exc:
-            error = HookError("filter_request_body raised", phase=Phase.SEND)
-            error.__cause__ = exc
+        except ProxyError as error:
             self.stop(error)
+            return
+        except Exception as exc:
+            failure = HookError("filter_request_body raised", phase=Phase.SEND)
+            failure.__cause__ = exc
+            self.stop(failure)
             return
         if room is not None:
             self._watchdog.upload_blocked()
@@ -249,7 +252,8 @@ class Exchange:
                 # By filter_request_body, which is not called from here: what it did counts as with the other hooks.
                 if self.downstream.answered:
                     return
-                if (raised := self._stopped.__cause__) is not None and _is_answer(raised):
+                raised = self._stopped.__cause__
+                if raised is not None and self.downstream.answer_status(raised) is not None:
                     self._record_raised(raised)
                     raise raised from None
             await self._fail(self._stopped)
@@ -261,7 +265,9 @@ class Exchange:
             await self._fail(DownstreamClosed("downstream closed its connection", phase=Phase.BODY))
         except Exception as exc:
             self._record_raised(exc)
-            if not self.downstream.answered or (_is_answer(exc) and not self._committed):
+            if not self.downstream.answered:
+                raise
+            if self.downstream.answer_status(exc) is not None and not self._committed:
                 raise
             log.exception("exchange failed after its head was sent")
             self.downstream.abort()
@@ -573,14 +579,14 @@ class Exchange:
             outcome.status = error.status_code
 
     def _record_raised(self, exc: BaseException) -> None:
-        """Note what a hook raised. An ``HTTPError`` or ``Finish`` is an answer, no failure."""
-        if self._committed or not _is_answer(exc):
+        """Note what a hook raised, which may be an answer, and is a failure else."""
+        status = None if self._committed else self.downstream.answer_status(exc)
+        if status is None:
             error = HookError(f"a hook raised {type(exc).__name__}")
             error.__cause__ = exc
             self._record(error)
         else:
-            # What Finish ends is as the hook has left it.
-            self.outcome.status = getattr(exc, "status_code", self.downstream.get_status())
+            self.outcome.status = status
 
     async def _finish(self) -> None:
         """Step (9): let go of everything, then tell."""
@@ -617,11 +623,6 @@ async def _told(downstream: Downstream, outcome: Outcome) -> None:
             await _awaited(telling)
     except Exception:
         log.exception("on_done raised")
-
-
-def _is_answer(exc: BaseException) -> bool:
-    """Return whether ``exc`` is Tornado's ``HTTPError`` or ``Finish``, by their looks: nothing here knows handlers."""
-    return isinstance(getattr(exc, "status_code", None), int) or type(exc).__name__ == "Finish"
 
 
 async def _awaited(result: Any) -> Any:

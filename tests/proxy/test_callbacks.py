@@ -8,7 +8,14 @@ from tornado.web import Finish, HTTPError
 from tests.support.unreachable import full_backlog, nothing_listens
 from tests.support.wire import chunk
 from tornado_proxy import ProxyHandler
-from tornado_proxy.errors import ConnectError, ConnectTimeout, InvalidResponse, UpstreamClosed, UpstreamTimeout
+from tornado_proxy.errors import (
+    BodyTooLarge,
+    ConnectError,
+    ConnectTimeout,
+    InvalidResponse,
+    UpstreamClosed,
+    UpstreamTimeout,
+)
 
 MODES = pytest.mark.parametrize("mode", ["stream", "buffer"])
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -474,20 +481,38 @@ class TestBothModesAlike:
         assert not (await (await proxy(upstream.url, response_mode="stream")).get("/x")).complete
 
 
+class Ended(Finish):
+    """A user's own Finish."""
+
+
+class Refused(Finish):
+    """One that has a status_code, for which Tornado does not ask."""
+
+    status_code = 444
+
+
+class Forbidden(HTTPError):
+    """A user's own HTTPError."""
+
+    def __init__(self):
+        super().__init__(403)
+
+
 class TestWhatAHookMayDo:
     """A hook stops the proxying by answering or by raising what Tornado answers; the outcome says what was sent."""
 
     @MODES
     @pytest.mark.parametrize("form", ["finish and raise", "raise with a body", "finish and fail"])
-    async def test_finish_is_an_answer_with_the_status_that_was_set(self, proxy, echo, expect_log, mode, form):
+    @pytest.mark.parametrize("kind", [Finish, Ended, Refused])
+    async def test_finish_is_an_answer_with_the_status_that_was_set(self, proxy, echo, expect_log, mode, form, kind):
         def refuse(handler, response):
             handler.set_status(403)
             if form == "raise with a body":
-                raise Finish(b"no")
+                raise kind(b"no")
             handler.finish(b"no")
             if form == "finish and fail":
                 raise RuntimeError("its own fault")
-            raise Finish
+            raise kind
 
         if form == "finish and fail":
             expect_log("its own fault|after its head")
@@ -496,6 +521,36 @@ class TestWhatAHookMayDo:
         outcome = await running.next_outcome()
         assert (response.status, response.body, response.complete) == (403, b"no", True)
         assert (outcome.status, outcome.side) == (403, "proxy" if form == "finish and fail" else None)
+
+    @MODES
+    @pytest.mark.parametrize("answered", [False, True])
+    async def test_a_subclass_of_httperror_is_an_answer(self, proxy, echo, mode, answered):
+        def refuse(handler, response):
+            if answered:
+                handler.set_status(403)
+                handler.finish(b"no")
+            raise Forbidden
+
+        running = await proxy(echo.url, rewrite_response=refuse, response_mode=mode)
+        response = await running.get("/x")
+        outcome = await running.next_outcome()
+        assert (response.status, response.complete) == (403, True)
+        assert (outcome.status, outcome.side) == (403, None)
+
+    async def test_what_only_has_a_status_code_is_a_failure(self, proxy, echo, expect_log):
+        """Many libraries have such exceptions; Tornado answers 500."""
+        expect_log("not an answer")
+
+        class Foreign(Exception):
+            status_code = 403
+
+        def fail(handler, response):
+            raise Foreign("not an answer")
+
+        running = await proxy(echo.url, rewrite_response=fail)
+        assert (await running.get("/x")).status == 500
+        outcome = await running.next_outcome()
+        assert (outcome.status, outcome.side) == (500, "proxy")
 
     async def test_an_answer_that_was_only_flushed_is_ended(self, proxy, echo):
         async def answer(handler, response):
@@ -508,12 +563,14 @@ class TestWhatAHookMayDo:
             response = await downstream.exchange("GET", "/x")
             assert (response.status, response.body, response.complete) == (200, b"mine", True)
 
-    @pytest.mark.parametrize("form", ["raise", "finish"])
+    @pytest.mark.parametrize("form", ["raise", "raise Finish", "finish"])
     async def test_filter_request_body_answers_as_the_others_do(self, proxy, upstream, form):
         def refuse(handler, data):
             if form == "raise":
                 raise HTTPError(415)
             handler.set_status(415)
+            if form == "raise Finish":
+                raise Refused
             handler.finish()
 
         running = await proxy(upstream.url, filter_request_body=refuse)
@@ -521,6 +578,15 @@ class TestWhatAHookMayDo:
         assert (await downstream.read_response()).status == 415
         outcome = await running.next_outcome()
         assert (outcome.status, outcome.side, outcome.bytes_up) == (415, None, 0)
+
+    async def test_filter_request_body_may_raise_an_error_of_ours(self, proxy, upstream):
+        def refuse(handler, data):
+            raise BodyTooLarge("more than this user may send")
+
+        running = await proxy(upstream.url, filter_request_body=refuse)
+        downstream = await running.ask("POST", "/x", body=b"some body")
+        assert (await downstream.read_response()).status == 413
+        assert [(outcome.status, outcome.side) for outcome in running.outcomes] == [(413, "downstream")]
 
     @MODES
     async def test_filter_response_body_may_answer_before_the_head(self, proxy, echo, mode):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Protocol
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.web import Finish, HTTPError
 
 from tornado_proxy.connections import ServerConnection
 from tornado_proxy.errors import ProxyError
@@ -77,6 +78,9 @@ class Downstream(Protocol):
     def get_status(self) -> int:
         """Return the status of the answer, as it stands."""
 
+    def answer_status(self, raised: BaseException) -> int | None:
+        """Return the status of the answer that ``raised`` stands for, ``None`` where it stands for none."""
+
     @property
     def answered(self) -> bool:
         """Whether a head has been sent, by a hook or by us."""
@@ -134,7 +138,15 @@ class OnConnection:
     __slots__ = ()
 
     request: HTTPServerRequest
+    get_status: Callable[[], int]
     _connection: ServerConnection
+
+    def answer_status(self, raised: BaseException) -> int | None:
+        # As RequestHandler._handle_request_exception() tells them from failures.
+        if isinstance(raised, HTTPError):
+            return raised.status_code
+        # What it ends is as the hook has left it, whatever else a subclass says.
+        return self.get_status() if isinstance(raised, Finish) else None
 
     def send_interim(self, status: int, reason: str, headers: HTTPHeaders) -> None:
         # RFC 9110 section 15.2: never to a client of HTTP/1.0.
