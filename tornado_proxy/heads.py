@@ -1,10 +1,12 @@
-"""What is done to the heads that pass: built for the upstream, steps (3) and (4), and cleaned for the downstream, (6).
+"""What is done to the heads that pass: built for the upstream, steps (3) and (4); for the downstream cleaned, step (6),
+and made true of the body, step (7).
 
 The rules themselves are in `headers`, `references`, `trailers`, `framing` and `urls`; here they meet a mount's options.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from time import time
@@ -12,11 +14,12 @@ from typing import Any
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
+from tornado_proxy.downstream import awaited
 from tornado_proxy.errors import BodyTooLarge, HookError, InvalidResponse, LoopDetected, Phase
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.forwarding import Forwarding, add_forwarded, add_via, add_x_forwarded, via_count
 from tornado_proxy.framing import header_value_ok, is_token, response_length
-from tornado_proxy.headers import lines_of, remove_hop_by_hop, request_headers
+from tornado_proxy.headers import body_changed, lines_of, remove_hop_by_hop, request_headers
 from tornado_proxy.inbound import Inbound
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.options import Forwarded, ProxyOptions
@@ -206,10 +209,46 @@ def http_date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def refuse_changed_part(response: UpstreamResponse) -> None:
+def _refuse_changed_part(response: UpstreamResponse) -> None:
     """Raise where a hook changed a part of a body: Content-Range would say what is not so (RFC 9110 section 14.4)."""
     if response.status == 206:
         raise HookError("a hook changed the body of a partial response (206); remove Range in rewrite_request")
+
+
+async def beginning(
+    response: UpstreamResponse, may_have_body: bool, filter_body: Callable[[bytes], Any] | None
+) -> tuple[bytes, bool]:
+    """Step (7): return the bytes to send with the head, and whether there are no others; make the head true of them.
+
+    They are none where there is no body (HEAD, 204, 304), all where it was read before or is a hook's, else those
+    that have come. ``filter_body`` is ``filter_response_body`` where that is asked.
+    """
+    filtered = filter_body is not None
+    if not may_have_body:
+        if filtered or response.body is not None:
+            # HEAD and 304 speak of the body that a GET would bring.
+            body_changed(response.headers, None)
+        if response.status == 204 and "Content-Length" in response.headers:
+            # A hook has made it a 204 (RFC 9110 section 8.6).
+            del response.headers["Content-Length"]
+        return b"", True
+    if response.body is not None:
+        chunk = response.body
+        if filter_body is not None:
+            chunk = await awaited(filter_body(chunk))
+        if filtered or response.body_replaced:
+            _refuse_changed_part(response)
+            body_changed(response.headers, len(chunk))
+        else:
+            response.headers["Content-Length"] = str(len(chunk))
+        return chunk, True
+    if filtered or response.stream.consumed:
+        _refuse_changed_part(response)
+        body_changed(response.headers, None)
+    chunk = response.stream.read_nowait()
+    if filter_body is not None and chunk:
+        chunk = await awaited(filter_body(chunk))
+    return chunk, False
 
 
 def _rewrite_references(

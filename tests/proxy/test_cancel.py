@@ -58,7 +58,7 @@ async def send_until_held_back(downstream: Downstream, data: bytes) -> None:
     full_since = monotonic()
     while monotonic() - full_since < 0.2:
         assert exchange.upload is not None
-        if exchange.upload.held < exchange.upload.limit:
+        if exchange.upload.pipe.held < exchange.upload.pipe.limit:
             await downstream.send(data)
             await until(lambda: not unacknowledged(downstream.sock), "the proxy's kernel took the bytes")
             full_since = monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container
+from inspect import isawaitable
 from typing import Any, Protocol
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
@@ -30,6 +31,11 @@ class Hooks(Protocol):
     def filter_response_body(self, chunk: bytes) -> Any: ...
     def handle_error(self, error: ProxyError) -> Any: ...
     def on_done(self, outcome: Outcome) -> Any: ...
+
+
+async def awaited(result: Any) -> Any:
+    """Return what a hook returned, sync or async."""
+    return await result if isawaitable(result) else result
 
 
 class NoHooks:
