@@ -35,8 +35,9 @@ LAYERS = [
     ["messages"],
     ["responses"],
     ["clients.base", "clients.dial"],
-    ["clients.curl.options", "clients.curl.sockets"],
+    ["clients.curl.options", "clients.curl.sockets", "clients.curl.errors"],
     ["clients.curl.transfer"],
+    ["clients.curl.request"],
     ["clients.curl.driver"],
     ["clients.curl.multiplexed"],
     ["clients.curl"],
@@ -115,7 +116,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("library", "users"),
         [
-            ("pycurl", ["clients.curl.driver", "clients.curl.multiplexed", "clients.curl.transfer"]),
+            ("pycurl", [f"clients.curl.{name}" for name in ("driver", "errors", "multiplexed", "transfer")]),
             ("httpx", ["clients.httpx"]),
             ("aiohttp", ["clients.aiohttp"]),
             ("yarl", ["clients.aiohttp"]),

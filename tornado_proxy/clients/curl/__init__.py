@@ -27,7 +27,8 @@ from tornado_proxy.clients.base import Capabilities, HTTPClient
 from tornado_proxy.clients.curl.driver import CurlDriver
 from tornado_proxy.clients.curl.multiplexed import MultiplexedDriver, MultiplexedTransfer
 from tornado_proxy.clients.curl.options import CurlOptions
-from tornado_proxy.clients.curl.transfer import CurlRequest, Transfer
+from tornado_proxy.clients.curl.request import CurlRequest
+from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.urls import split_url
 

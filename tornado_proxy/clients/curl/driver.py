@@ -12,8 +12,9 @@ from tornado.curl_httpclient import CurlAsyncHTTPClient
 from tornado.httpclient import HTTPRequest
 
 from tornado_proxy.clients.curl.options import CurlOptions
+from tornado_proxy.clients.curl.request import FOREVER, CurlRequest, bytes_reader
 from tornado_proxy.clients.curl.sockets import SocketWatch
-from tornado_proxy.clients.curl.transfer import FOREVER, CurlRequest, Transfer, bytes_reader
+from tornado_proxy.clients.curl.transfer import Transfer
 from tornado_proxy.errors import HookError, NoUpstreamAvailable, Phase, UpstreamError
 
 log = logging.getLogger(__name__)

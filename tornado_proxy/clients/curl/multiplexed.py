@@ -14,8 +14,10 @@ from typing import Protocol
 import pycurl
 
 from tornado_proxy.clients.curl.driver import CurlDriver, nobody
+from tornado_proxy.clients.curl.errors import E_HTTP2_STREAM, E_HTTP3, E_QUIC_CONNECT
 from tornado_proxy.clients.curl.options import CurlOptions
-from tornado_proxy.clients.curl.transfer import CurlRequest, Driver, Transfer
+from tornado_proxy.clients.curl.request import CurlRequest
+from tornado_proxy.clients.curl.transfer import Driver, Transfer
 from tornado_proxy.errors import ConnectError, InvalidResponse, Phase, ProxyError, Retry, UpstreamClosed
 from tornado_proxy.messages import UpstreamRequest
 
@@ -27,12 +29,10 @@ _GIVEN_UP = b"nghttp2 shuts down connection"
 
 # What libcurl, nghttp2 and nghttp3 say of frames and fields that are none.
 _NONSENSE = re.compile(r"nghttp[23]|[Ii]nvalid|Too large|unexpected data")
-# pycurl does not name them.
-_E_HTTP2_STREAM, _E_HTTP3, _E_QUIC_CONNECT = 92, 95, 96
 # Errors that may be that, and may be a connection that broke.
-_AMBIGUOUS = frozenset({pycurl.E_HTTP2, pycurl.E_RECV_ERROR, _E_HTTP2_STREAM, _E_HTTP3})
+_AMBIGUOUS = frozenset({pycurl.E_HTTP2, pycurl.E_RECV_ERROR, E_HTTP2_STREAM, E_HTTP3})
 # What QUIC calls the failure to connect.
-_UNCONNECTED = frozenset({pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, _E_HTTP3, _E_QUIC_CONNECT})
+_UNCONNECTED = frozenset({pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR, E_HTTP3, E_QUIC_CONNECT})
 
 # Seconds that QUIC may put between two packets of ours. libcurl says that a transfer is called off in a packet of its
 # own, and not at all if it must not send one at that moment.
@@ -107,8 +107,6 @@ class MultiplexedTransfer(Transfer):
             # libcurl was not yet about to send.
             what = f"upstream {origin}: {message or 'no connection'} (libcurl {errno})"
             return ConnectError(what, phase=Phase.CONNECT, upstream=origin)
-        if errno == _E_HTTP3:
-            return UpstreamClosed(f"upstream {origin}: {message} (libcurl {errno})", phase=phase, upstream=origin)
         return super()._map_error(errno, message)
 
 

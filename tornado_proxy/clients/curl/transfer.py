@@ -5,36 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol
 
 import pycurl
-from tornado.httpclient import HTTPRequest
 from tornado.httputil import HTTPHeaders
 
+from tornado_proxy.clients.curl.errors import map_error
 from tornado_proxy.clients.curl.sockets import SocketWatch
-from tornado_proxy.errors import (
-    ConnectError,
-    ConnectTimeout,
-    InvalidResponse,
-    Phase,
-    ProxyError,
-    Retry,
-    UpstreamClosed,
-    UpstreamError,
-    refusal,
-)
+from tornado_proxy.errors import InvalidResponse, Phase, ProxyError, Retry, UpstreamClosed
 from tornado_proxy.fieldlines import parse_fields
 from tornado_proxy.flow import BodyPipe
-from tornado_proxy.headers import lines_of
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.trailers import MAX_LINES, field_lines, trailer_fields
 
 log = logging.getLogger(__name__)
-
-# Seconds; libcurl takes 0 for "five minutes".
-FOREVER = 1_000_000
 
 # libcurl makes one up for HTTP/2 and HTTP/3.
 _STATUS_LINE = re.compile(rb"(HTTP/(?:1\.[01]|2|3)) ([0-9]{3})(?: ([^\r\n]*))?\r?\n")
@@ -42,42 +27,11 @@ _STATUS_LINE = re.compile(rb"(HTTP/(?:1\.[01]|2|3)) ([0-9]{3})(?: ([^\r\n]*))?\r
 # Bytes of a status line that is remembered: an upstream has few, but it is the one who writes them.
 _SHORT = 80
 
-# Lines of a request's head. libcurl's lists are appended to from their beginning, so that 5,000 lines take 20 ms, in
-# which nobody else is served; these take 3.
-_MAX_LINES = 2000
-
 # Bytes of a piece of an upload that are worth a system call of their own.
 _LARGE = 128 * 1024
 
 # Interim responses that one answer may have; libcurl itself takes thousands.
 _MAX_INTERIM = 20
-
-# libcurl's errors in our words: class and phase. A phase of None follows from how far the transfer had come.
-_ERRORS: dict[int, tuple[type[ProxyError], Phase | None]] = {
-    pycurl.E_COULDNT_RESOLVE_HOST: (ConnectError, Phase.RESOLVE),
-    pycurl.E_COULDNT_CONNECT: (ConnectError, Phase.CONNECT),
-    # The only time limit that libcurl keeps for us is CONNECTTIMEOUT.
-    pycurl.E_OPERATION_TIMEDOUT: (ConnectTimeout, Phase.CONNECT),
-    pycurl.E_SSL_CONNECT_ERROR: (ConnectError, Phase.TLS),
-    pycurl.E_PEER_FAILED_VERIFICATION: (ConnectError, Phase.TLS),
-    pycurl.E_SSL_CERTPROBLEM: (ConnectError, Phase.TLS),
-    pycurl.E_SSL_CIPHER: (ConnectError, Phase.TLS),
-    pycurl.E_SSL_CACERT_BADFILE: (ConnectError, Phase.TLS),
-    pycurl.E_SSL_ISSUER_ERROR: (ConnectError, Phase.TLS),
-    pycurl.E_SEND_ERROR: (UpstreamClosed, Phase.SEND),
-    pycurl.E_SEND_FAIL_REWIND: (UpstreamClosed, Phase.SEND),
-    pycurl.E_GOT_NOTHING: (UpstreamClosed, Phase.HEAD),
-    pycurl.E_RECV_ERROR: (UpstreamClosed, None),
-    pycurl.E_PARTIAL_FILE: (UpstreamClosed, Phase.BODY),
-    # Returned by our own PREREQFUNCTION: the connection died and a second try is not safe.
-    pycurl.E_ABORTED_BY_CALLBACK: (UpstreamClosed, Phase.SEND),
-    pycurl.E_UNSUPPORTED_PROTOCOL: (InvalidResponse, Phase.HEAD),
-    pycurl.E_FTP_WEIRD_SERVER_REPLY: (InvalidResponse, None),
-    pycurl.E_BAD_CONTENT_ENCODING: (InvalidResponse, None),
-    pycurl.E_WRITE_ERROR: (InvalidResponse, None),
-    pycurl.E_HTTP2: (UpstreamClosed, None),
-    92: (UpstreamClosed, None),  # CURLE_HTTP2_STREAM, which pycurl does not name
-}
 
 
 def _read_status(line: bytes) -> tuple[str, int, str] | None:
@@ -100,59 +54,6 @@ class Driver(Protocol):
     def drive(self) -> None: ...
     def drive_soon(self) -> None: ...
     def cancel(self, transfer: Transfer) -> None: ...
-
-
-class CurlRequest(HTTPRequest):
-    """Tornado's request, with what it cannot say: a raw target, a streamed upload, a transfer in progress.
-
-    ``header_callback`` and ``streaming_callback`` are handed to libcurl as they are and called from inside it (rule 2):
-    both get ``bytes``, one header line or one piece of body; the latter may return ``WRITEFUNC_PAUSE``.
-    """
-
-    def __init__(self, transfer: Transfer, request: UpstreamRequest, origin: str, target: str) -> None:
-        # Not super().__init__(), which would set each of its forty attributes, and make headers to throw away. What is
-        # not set here is the class's; see below.
-        self.url = origin + "/"
-        self.method = request.method
-        self.headers = request.headers
-        wanted = request.connect_timeout
-        self.connect_timeout = wanted if wanted and wanted < FOREVER else FOREVER
-        self.header_callback = transfer.on_header  # type: ignore[assignment]
-        self.streaming_callback = transfer.on_chunk  # type: ignore[assignment]
-        self.target = target
-        self.header_lines = _header_lines(request)
-        self.upload = request.body
-        self.fresh = request.fresh_connection
-        self.transfer = transfer
-
-
-for _name, _value in vars(
-    HTTPRequest(
-        "http://localhost/",
-        request_timeout=0,
-        follow_redirects=False,
-        decompress_response=False,
-        allow_nonstandard_methods=True,
-    )
-).items():
-    setattr(CurlRequest, _name, _value)
-
-
-def _header_lines(request: UpstreamRequest) -> list[bytes]:
-    """Return HTTPHEADER: the request's fields as they are, and those that libcurl would invent, suppressed."""
-    fields = lines_of(request.headers)
-    # "Name;" sends an empty field, "Name:" none at all (CURLOPT_HTTPHEADER).
-    lines = [f"{name}: {value}" if value else f"{name};" for name, values in fields.items() for value in values]
-    if request.body is not None:
-        # A callback-driven upload makes libcurl wait for "100 Continue" unless Expect is suppressed.
-        lines.append("Expect: 100-continue" if request.expect_continue else "Expect:")
-    if "Accept" not in fields:
-        lines.append("Accept:")
-    if isinstance(request.body, BodyPipe) and request.body.length is None:
-        lines.append("Transfer-Encoding: chunked")
-    if len(lines) > _MAX_LINES:
-        raise refusal(431, f"request has more than {_MAX_LINES} header lines", phase=Phase.SEND)
-    return "\n".join(lines).encode("latin-1").split(b"\n")
 
 
 class Transfer:
@@ -435,15 +336,7 @@ class Transfer:
             self.response.on_abort = None
 
     def _map_error(self, errno: int, message: str) -> ProxyError:
-        kind, phase = _ERRORS.get(errno, (UpstreamError, None))
-        if errno == pycurl.E_RECV_ERROR and "chunk" in message:
-            # libcurl has one code for a connection that broke and for a chunk that is none.
-            kind = InvalidResponse
-        if phase is None:
-            phase = Phase.HEAD if self.response is None else Phase.BODY
-        return kind(
-            f"upstream {self.origin}: {message or 'failed'} (libcurl {errno})", phase=phase, upstream=self.origin
-        )
+        return map_error(errno, message, self.origin, Phase.HEAD if self.response is None else Phase.BODY)
 
     def _timings(self) -> dict[str, float]:
         assert self.curl is not None
@@ -455,17 +348,3 @@ class Transfer:
             "head": getinfo(pycurl.STARTTRANSFER_TIME),
             "upstream": getinfo(pycurl.TOTAL_TIME),
         }
-
-
-def bytes_reader(body: bytes) -> Callable[[int], bytes]:
-    """Return a READFUNCTION that gives ``body``."""
-    view = memoryview(body)
-    position = 0
-
-    def read(limit: int) -> bytes:
-        nonlocal position
-        chunk = bytes(view[position : position + limit])
-        position += len(chunk)
-        return chunk
-
-    return read
