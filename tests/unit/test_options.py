@@ -105,7 +105,7 @@ class TestSpellings:
 
     def test_a_version_may_be_a_number_as_the_command_line_reads_it(self):
         ProxyOptions.parse("here", {"upstream": URL, "client_options": {"http_version": 2}})
-        assert CurlOptions.parse({"http_version": 2}).http_version == "2"
+        assert CurlOptions.parse("curl", {"http_version": 2}).http_version == "2"
 
 
 class TestStatusCallbacks:

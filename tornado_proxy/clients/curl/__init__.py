@@ -41,7 +41,7 @@ class CurlClient(HTTPClient):
     capabilities = Capabilities(tells_sending=True, trailers=True, request_trailers=True, http2=True, http3=True)
 
     def __init__(self, **options: Any) -> None:
-        parsed = CurlOptions.parse(options)
+        parsed = CurlOptions.parse("curl", options)
         multiplexed = parsed.http_version != "1.1"
         # Of the driver that is made with it.
         self._transfer: Callable[[Any, UpstreamRequest, str], Transfer] = (
@@ -56,7 +56,7 @@ class CurlClient(HTTPClient):
     @staticmethod
     def check_options(options: dict[str, Any]) -> None:
         """Raise ``ValueError``, naming the option and the cure, unless these can be passed to the constructor."""
-        CurlOptions.parse(options)
+        CurlOptions.parse("curl", options)
 
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
         origin, _, target = split_url(request.url, request.method)
