@@ -33,7 +33,7 @@ _RECEIVED = 256 * 1024
 # Seconds that one direction may go on after the other has ended.
 HALF_CLOSED = 30.0
 # Seconds that the last bytes may take to leave once the tunnel is over.
-LINGER_TIME = 5.0
+LAST_WRITE = 5.0
 # Seconds between looks at a side that we do not read from, because nobody would tell us that it was reset.
 LOOK = 0.5
 # Seconds after which the kernel asks a silent other end whether it is still there (tcp(7)).
@@ -92,7 +92,7 @@ class TransportSide:
     def close(self) -> None:
         if not self._transport.is_closing():
             self._transport.close()
-            asyncio.get_running_loop().call_later(LINGER_TIME, self._transport.abort)
+            asyncio.get_running_loop().call_later(LAST_WRITE, self._transport.abort)
 
     def reset(self) -> None:
         if not self._transport.is_closing():

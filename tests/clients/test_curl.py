@@ -10,7 +10,7 @@ from tests.clients.support import PIECE, collected, request_for, until_it_waits
 from tests.clients.wire_contract import Contract
 from tests.support.wire import within
 from tornado_proxy.clients.curl import CurlClient
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.flow import BodyPipe
 
 MIB = 1024 * 1024
@@ -32,7 +32,7 @@ class TestCurl(Contract):
         del pipe, sending
         await asyncio.sleep(0)
         gc.collect()
-        assert [each for each in gc.get_objects() if isinstance(each, Transfer)] == []
+        assert [each for each in gc.get_objects() if isinstance(each, CurlTransfer)] == []
 
     async def test_who_reads_as_fast_as_bytes_come_leaves_others_their_turns(self, client, upstream):
         conn, response = await begun(client, upstream, request_for("GET", upstream.url))

@@ -26,7 +26,7 @@ from tests.support.flooding import (
 )
 from tests.support.memory import bytes_held
 from tests.support.wire import chunk, until
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.draining import active_exchanges
 
 FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
@@ -237,14 +237,14 @@ class TestAThousandPauses:
 
     async def test_every_byte_arrives(self, proxy, upstream, monkeypatch):
         pauses = 0
-        resume = Transfer.resume_receiving
+        resume = CurlTransfer.resume_receiving
 
-        def counted(transfer: Transfer) -> None:
+        def counted(transfer: CurlTransfer) -> None:
             nonlocal pauses
             pauses += transfer._recv_paused
             resume(transfer)
 
-        monkeypatch.setattr(Transfer, "resume_receiving", counted)
+        monkeypatch.setattr(CurlTransfer, "resume_receiving", counted)
         running = await proxy(upstream.url, client="curl", buffer_size=16 * 1024)
         downstream = await running.connect(receive_buffer=16 * 1024)
         await downstream.request("GET", "/x")

@@ -20,7 +20,7 @@ from tests.support.upstream import EchoUpstream
 from tests.support.wire import LAST_CHUNK, chunk, until, within
 from tornado_proxy import ProxyHandler, draining
 from tornado_proxy.clients.curl import CurlClient
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.errors import HookError
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.messages import UpstreamRequest
@@ -130,7 +130,7 @@ class TestAnExceptionInACallback:
     )
     async def test_the_transfer_fails_and_the_process_lives(self, proxy, echo, expect_log, monkeypatch, capfd, where):
         expect_log("upstream|our own fault")
-        original = getattr(Transfer, where)
+        original = getattr(CurlTransfer, where)
         fail = True
 
         def fails(self, *arguments):
@@ -138,7 +138,7 @@ class TestAnExceptionInACallback:
                 raise RuntimeError("our own fault")
             return original(self, *arguments)
 
-        monkeypatch.setattr(Transfer, where, fails)
+        monkeypatch.setattr(CurlTransfer, where, fails)
         running = await proxy(echo.url)
         downstream = await running.connect()
         downstream.timeout = 1.0
@@ -390,7 +390,7 @@ class TestCancelAtTheWorstMoment:
 
     async def test_in_the_turn_in_which_it_is_paused(self, client, upstream, monkeypatch):
         loop = asyncio.get_running_loop()
-        original = Transfer.on_chunk
+        original = CurlTransfer.on_chunk
 
         def on_chunk(transfer, data):
             result = original(transfer, data)
@@ -398,7 +398,7 @@ class TestCancelAtTheWorstMoment:
                 loop.call_soon(transfer.cancel)
             return result
 
-        monkeypatch.setattr(Transfer, "on_chunk", on_chunk)
+        monkeypatch.setattr(CurlTransfer, "on_chunk", on_chunk)
         asking = asyncio.ensure_future(self.ask(client, upstream))
         conn, _ = await upstream.request()
         await conn.send_head(200, CHUNKED)

@@ -10,7 +10,7 @@ from tornado.httputil import HTTPHeaders
 
 from tests.support.wire import until
 from tornado_proxy.clients import close_clients, shared_client
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 
 
@@ -27,7 +27,8 @@ class TestWhatIsOver:
             objects = gc.get_objects()
             # What reads a body of bytes has a view of it; our server has one too, of the buffer that it reads into.
             views = [thing for thing in objects if type(thing) is memoryview and type(thing.obj) is bytes]
-            return views + [thing for thing in objects if type(thing) in (Transfer, UpstreamRequest, UpstreamResponse)]
+            ours = (CurlTransfer, UpstreamRequest, UpstreamResponse)
+            return views + [thing for thing in objects if type(thing) in ours]
 
         running = await proxy(echo.url, rewrite_request=replace, response_mode=mode)
         # Other tests', in this process, which were cut off in the middle.

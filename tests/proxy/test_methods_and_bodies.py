@@ -7,7 +7,7 @@ import pytest
 from tests.support.proxy import SERVER
 from tests.support.wire import LAST_CHUNK, chunk
 from tornado_proxy import ProxyHandler
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
 # A period of 251 bytes: no piece of it looks like its neighbour.
@@ -184,13 +184,13 @@ class TestSmallBodies:
     async def test_what_came_with_the_head_is_there_when_libcurl_asks(self, proxy, echo, monkeypatch):
         """So that both go in one piece; libcurl would send a head alone, and be paused and resumed, else."""
         asked = []
-        original = Transfer.on_read
+        original = CurlTransfer.on_read
 
         def on_read(transfer, limit):
             asked.append(original(transfer, limit))
             return asked[-1]
 
-        monkeypatch.setattr(Transfer, "on_read", on_read)
+        monkeypatch.setattr(CurlTransfer, "on_read", on_read)
         running = await proxy(echo.url, client="curl")
         downstreams = [await running.ask("POST", "/x", body=b"small") for _ in range(20)]
         for downstream in downstreams:

@@ -10,10 +10,10 @@ from tornado_proxy.errors import BadRequest
 from tornado_proxy.framing import CHUNKED, NO_BODY, Framing
 from tornado_proxy.server.http2.heads import (
     Malformed,
+    http2_trailers,
     request_head,
     request_trailers,
     response_fields,
-    trailer_fields,
 )
 
 PSEUDO = {":method": "GET", ":scheme": "https", ":path": "/", ":authority": "a"}
@@ -255,7 +255,7 @@ class TestTrailers:
         headers = HTTPHeaders(
             {"Grpc-Status": "0", "Content-Length": "5", "Host": "a", "Trailer": "x", "Te": "trailers"}
         )
-        assert trailer_fields(headers) == [(b"grpc-status", b"0")]
+        assert http2_trailers(headers) == [(b"grpc-status", b"0")]
 
 
 class TestResponses:

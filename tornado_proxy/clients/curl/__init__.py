@@ -28,7 +28,7 @@ from tornado_proxy.clients.curl.driver import CurlDriver
 from tornado_proxy.clients.curl.multiplexed import MultiplexedDriver, MultiplexedTransfer
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.request import CurlRequest
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.messages import UpstreamRequest, UpstreamResponse
 from tornado_proxy.urls import split_url
 
@@ -44,8 +44,8 @@ class CurlClient(HTTPClient):
         parsed = CurlOptions.parse("curl", options)
         multiplexed = parsed.http_version != "1.1"
         # Of the driver that is made with it.
-        self._transfer: Callable[[Any, UpstreamRequest, str], Transfer] = (
-            MultiplexedTransfer if multiplexed else Transfer
+        self._transfer: Callable[[Any, UpstreamRequest, str], CurlTransfer] = (
+            MultiplexedTransfer if multiplexed else CurlTransfer
         )
         driver = MultiplexedDriver if multiplexed else CurlDriver
         if multiplexed:

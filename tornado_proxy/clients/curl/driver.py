@@ -14,7 +14,7 @@ from tornado.httpclient import HTTPRequest
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.request import FOREVER, CurlRequest, bytes_reader
 from tornado_proxy.clients.curl.sockets import SocketWatch
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.errors import HookError, NoUpstreamAvailable, Phase, UpstreamError
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._idle: list[pycurl.Curl] = []
         # What _set_up last told each handle.
         self._basics: dict[pycurl.Curl, tuple[object, ...]] = {}
-        self._active: dict[pycurl.Curl, Transfer] = {}
+        self._active: dict[pycurl.Curl, CurlTransfer] = {}
         self._queue: deque[CurlRequest] = deque()
         self.sockets = SocketWatch(self.loop, self._on_ready, shares=options.http_version != "1.1")
         # When libcurl wants to be driven, in loop time, and the timer that will do it, due then or before.
@@ -113,7 +113,7 @@ class CurlDriver(CurlAsyncHTTPClient):
             transfer.queue_timer = self.loop.call_later(request.connect_timeout, self._queue_timed_out, request)
         self._queue.append(request)
 
-    def cancel(self, transfer: Transfer) -> None:
+    def cancel(self, transfer: CurlTransfer) -> None:
         """End ``transfer`` at once, whether it is queued, paused or under way."""
         if transfer.curl is not None:
             # Removing an unfinished transfer closes its connection (curl_multi_remove_handle(3)).
@@ -128,7 +128,7 @@ class CurlDriver(CurlAsyncHTTPClient):
         self._leave_queue(transfer)
         transfer.fail(NoUpstreamAvailable(f"all {self.options.max_clients} clients are busy", upstream=transfer.origin))
 
-    def _leave_queue(self, transfer: Transfer) -> None:
+    def _leave_queue(self, transfer: CurlTransfer) -> None:
         if transfer.queue_timer is not None:
             transfer.queue_timer.cancel()
             transfer.queue_timer = None

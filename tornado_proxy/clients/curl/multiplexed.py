@@ -2,8 +2,8 @@
 
 libcurl (8.23) repeats, on a new connection, a request whose stream was refused (RFC 9113 section 8.7), one whose stream
 was reset with HTTP_1_1_REQUIRED, even in the middle of the response, and one whose reused connection was reset before
-an answer. `Transfer.on_prereq` allows none of it. Only the first is safe for every request, and libcurl tells the three
-apart nowhere but in what it says to CURLOPT_DEBUGFUNCTION, so that is listened to.
+an answer. `CurlTransfer.on_prereq` allows none of it. Only the first is safe for every request, and libcurl tells the
+three apart nowhere but in what it says to CURLOPT_DEBUGFUNCTION, so that is listened to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tornado_proxy.clients.curl.driver import CurlDriver, nobody
 from tornado_proxy.clients.curl.errors import E_HTTP2_STREAM, E_HTTP3, E_QUIC_CONNECT
 from tornado_proxy.clients.curl.options import CurlOptions
 from tornado_proxy.clients.curl.request import CurlRequest
-from tornado_proxy.clients.curl.transfer import Driver, Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer, Driver
 from tornado_proxy.errors import ConnectError, InvalidResponse, Phase, ProxyError, Retry, UpstreamClosed
 from tornado_proxy.messages import UpstreamRequest
 
@@ -52,7 +52,7 @@ class SharingDriver(Driver, Protocol):
     def nudge(self, local_port: int, address: tuple[str, int]) -> None: ...
 
 
-class MultiplexedTransfer(Transfer):
+class MultiplexedTransfer(CurlTransfer):
     """A transfer that may share its connection with others."""
 
     pauses_ahead = False
@@ -142,7 +142,7 @@ class MultiplexedDriver(CurlDriver):
         # a connection can be shared, libcurl keeps it although the request was called off.
         curl.setopt(pycurl.FORBID_REUSE, int(self.sockets.has_dead(transfer.origin)))
 
-    def cancel(self, transfer: Transfer) -> None:
+    def cancel(self, transfer: CurlTransfer) -> None:
         assert isinstance(transfer, MultiplexedTransfer)
         if self.quic and transfer.curl is not None and transfer.was_sent and not self._closed:
             # Until then it may be called back, but gives nothing more to the upstream.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tornado.httpclient import HTTPRequest
 
-from tornado_proxy.clients.curl.transfer import Transfer
+from tornado_proxy.clients.curl.transfer import CurlTransfer
 from tornado_proxy.errors import Phase, refusal
 from tornado_proxy.flow import BodyPipe
 from tornado_proxy.headers import lines_of
@@ -27,7 +27,7 @@ class CurlRequest(HTTPRequest):
     both get ``bytes``, one header line or one piece of body; the latter may return ``WRITEFUNC_PAUSE``.
     """
 
-    def __init__(self, transfer: Transfer, request: UpstreamRequest, origin: str, target: str) -> None:
+    def __init__(self, transfer: CurlTransfer, request: UpstreamRequest, origin: str, target: str) -> None:
         # Not super().__init__(), which would set each of its forty attributes, and make headers to throw away. What is
         # not set here is the class's; see below.
         self.url = origin + "/"

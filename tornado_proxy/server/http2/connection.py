@@ -13,7 +13,7 @@ from h2.exceptions import ProtocolError
 from tornado.log import app_log
 
 from tornado_proxy.errors import BadRequest
-from tornado_proxy.server.http2.ending import EndingLink, Http2Server
+from tornado_proxy.server.http2.ending import Http2EndingLink, Http2Server
 from tornado_proxy.server.http2.engine import Engine
 from tornado_proxy.server.http2.frames import (
     ACK,
@@ -44,7 +44,7 @@ class _EngineFault(Exception):
     """The connection cannot go on, and h2 has said so itself, in its last frame."""
 
 
-class Http2Connection(EndingLink):
+class Http2Connection(Http2EndingLink):
     """Tornado's ``server_conn``."""
 
     def __init__(self, server: Http2Server) -> None:

@@ -30,7 +30,7 @@ class Http2Server(Server, Protocol):
     http2_limits: Limits
 
 
-class EndingLink(SendingLink):
+class Http2EndingLink(SendingLink):
     """A link that knows how to end its streams and itself."""
 
     _server: Http2Server

@@ -107,7 +107,7 @@ def response_fields(status: int, headers: HTTPHeaders) -> Fields:
     return fields
 
 
-def trailer_fields(headers: HTTPHeaders) -> Fields:
+def http2_trailers(headers: HTTPHeaders) -> Fields:
     """Return the fields of trailers, without those that cannot be any. Raises ``ValueError``."""
     return list(_outgoing(headers, HOP_BY_HOP | NOT_IN_TRAILERS))
 

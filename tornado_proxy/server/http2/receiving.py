@@ -26,7 +26,7 @@ from tornado_proxy.server.parser import RequestHead, body_too_large
 _CONTINUE = [(b":status", b"100")]
 
 
-class Owner(Protocol):
+class StreamOwner(Protocol):
     """What a stream needs of its connection."""
 
     transport: asyncio.Transport
@@ -53,10 +53,10 @@ class ReceivingStream(HTTPConnection):
     # The fields behind the request's body, where there are any; complete when the body is. As in `server.request`.
     request_trailers: HTTPHeaders | None = None
 
-    def __init__(self, link: Owner, stream_id: int, head: RequestHead, max_body_size: int) -> None:
+    def __init__(self, link: StreamOwner, stream_id: int, head: RequestHead, max_body_size: int) -> None:
         self.stream_id = stream_id
         # None once nothing can be written any more: finished, cut or lost.
-        self._link: Owner | None = link
+        self._link: StreamOwner | None = link
         self._owner = link
         self._head = head
         # Our verdict: what goes upstream is framed by it. There need not be a Content-Length.

@@ -17,8 +17,8 @@ from tornado.httputil import HTTPHeaders, HTTPOutputError, RequestStartLine, Res
 from tornado.iostream import IOStream
 
 from tornado_proxy.server.http2.frames import Error
-from tornado_proxy.server.http2.heads import response_fields, trailer_fields
-from tornado_proxy.server.http2.receiving import Owner, ReceivingStream
+from tornado_proxy.server.http2.heads import http2_trailers, response_fields
+from tornado_proxy.server.http2.receiving import ReceivingStream, StreamOwner
 from tornado_proxy.server.link import end_waiting
 from tornado_proxy.server.parser import RequestHead
 from tornado_proxy.server.request import NO_LIMIT, Stream, closed_write, length_of
@@ -31,7 +31,7 @@ WRITE_AHEAD = 64 * 1024
 class RequestStream(ReceivingStream):
     """Tornado's ``HTTPConnection``, and a ``ServerConnection`` for whoever relays."""
 
-    def __init__(self, link: Owner, stream_id: int, head: RequestHead, max_body_size: int) -> None:
+    def __init__(self, link: StreamOwner, stream_id: int, head: RequestHead, max_body_size: int) -> None:
         super().__init__(link, stream_id, head, max_body_size)
         self.context = link.context
         # The final head was put into the outbox.
@@ -52,7 +52,7 @@ class RequestStream(ReceivingStream):
     @property
     def stream(self) -> Stream:
         """What stands in for the ``IOStream`` below Tornado's connections."""
-        # Of an Owner it asks these three things only.
+        # Of a StreamOwner it asks these three things only.
         return Stream(self)  # type: ignore[arg-type]
 
     @property
@@ -202,7 +202,7 @@ class RequestStream(ReceivingStream):
     def set_trailers(self, headers: HTTPHeaders) -> None:
         """Send these behind the body when the response is finished. Raises ``ValueError`` as ``write_headers`` does."""
         if not self.outbox.bodyless:
-            self.outbox.trailers = trailer_fields(headers)
+            self.outbox.trailers = http2_trailers(headers)
 
     # -- for the connection
 
@@ -257,7 +257,7 @@ class RequestStream(ReceivingStream):
 
     # -- inside
 
-    def _end_response(self, link: Owner) -> None:
+    def _end_response(self, link: StreamOwner) -> None:
         self.finished = True
         self.outbox.ended = True
         self._link = None
