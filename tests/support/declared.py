@@ -13,7 +13,7 @@ CLIENT = os.environ.get("TORNADO_PROXY_TEST_CLIENT")
 
 # Tests by a pattern in their ids, and the capability that they need.
 NEEDS = [
-    ("TestBrokenBodies::test_a_response_that_has_begun", "early_response"),
+    ("TestBrokenBodies::test_(a_response_that_has_begun|so_it_is_where_the_compression)", "early_response"),
     ("TestFullDuplex|TestEarlyAnswer|TestARefusedUpload", "early_response"),
     ("test_in_an_upload_that_the_upstream_reads|test_in_a_full_duplex_exchange", "early_response"),
     ("test_the_response_may_come_before_the_request_is_complete", "early_response"),
