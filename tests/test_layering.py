@@ -117,7 +117,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("library", "users"),
         [
-            ("pycurl", [f"clients.curl.{name}" for name in ("driver", "errors", "multiplexed", "transfer")]),
+            ("pycurl", [f"clients.curl.{name}" for name in ("driver", "errors", "multiplexed", "sockets", "transfer")]),
             ("httpx", ["clients.httpx"]),
             ("aiohttp", ["clients.aiohttp"]),
             ("yarl", ["clients.aiohttp"]),

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 
+import pycurl
 import pytest
 
 from tornado_proxy.clients.curl.sockets import SocketWatch
@@ -19,9 +20,12 @@ async def connection():
 
 @pytest.fixture
 async def watch():
-    ready = asyncio.Queue()
-    watch = SocketWatch(asyncio.get_running_loop(), lambda *event: ready.put_nowait(event))
-    watch.ready = ready
+    def look():
+        for socket_and_action in watch.ready():
+            watch.seen.put_nowait(socket_and_action)
+
+    watch = SocketWatch(asyncio.get_running_loop(), look)
+    watch.seen = asyncio.Queue()
     yield watch
     watch.close()
 
@@ -48,7 +52,7 @@ class TestIdleSockets:
         ours, _ = connection
         known = address(ours)
         watch.watch(ours.fileno(), readable=False, writable=True)
-        assert await watch.ready.get() == (ours.fileno(), False, True)
+        assert await watch.seen.get() == (ours.fileno(), pycurl.CSELECT_OUT)
         watch.unwatch(ours.fileno())
         await next_turn()
         assert watch.is_quiet(*known)
@@ -66,7 +70,7 @@ class TestIdleSockets:
         assert not watch.is_quiet(*known)
         await next_turn()
         assert not watch.is_quiet(*known)
-        assert watch.ready.empty()
+        assert watch.seen.empty()
 
     async def test_what_was_read_in_this_turn_makes_no_noise(self, connection, watch):
         ours, theirs = connection
@@ -75,7 +79,7 @@ class TestIdleSockets:
         assert watch.is_quiet(*known)
         theirs.send(b"answer")
         await next_turn()
-        watch.ready.get_nowait()
+        watch.seen.get_nowait()
         assert not watch.is_quiet(*known)
         assert ours.recv(100) == b"answer"
         watch.unwatch(ours.fileno())

@@ -7,6 +7,11 @@ cause happens in the next turn of the loop. Back-pressure is libcurl's own pause
 has changed. Then libcurl is driven at once: a large body that took a turn of the loop for each step would cost a tenth
 more.
 
+Steps are taken for all at once: requests that come in one turn of the loop are begun together in the next, and what is
+ready is received from every socket before any transfer is ended. A step for one transfer is so much code, ours,
+libcurl's and the kernel's, that the processor no longer has it at hand when the next transfer gets there by way of all
+the other steps. At 32 requests under way this saves some 15 %, and nobody waits longer for it.
+
 Rules for editors:
 
 1. Never call into libcurl from a callback that libcurl makes: add_handle, remove_handle and socket_action are called

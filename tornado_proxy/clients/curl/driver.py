@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pycurl
 from tornado.curl_httpclient import CurlAsyncHTTPClient
@@ -36,6 +36,9 @@ _UPLOAD_BUFFER = 256 * 1024
 # Handles that are kept although they have sent much: the buffer stays with the handle.
 _KEPT_LARGE = 16
 
+# For curl_multi_socket_action(3): no socket, but timers that have run out, and handles that were added.
+_WHAT_IS_DUE = ((pycurl.SOCKET_TIMEOUT, 0),)
+
 # Bytes that malloc is made to keep at the end of the heap, and not to give back; see CurlDriver.initialize.
 _KEPT_BY_MALLOC = 4 * 1024 * 1024
 
@@ -55,7 +58,8 @@ class CurlDriver(CurlAsyncHTTPClient):
     def initialize(self, options: CurlOptions) -> None:  # type: ignore[override]
         self.options = options
         self.loop = asyncio.get_running_loop()
-        # Handles that are free, the most recently used last; transfers under way; transfers that wait for a handle.
+        # Handles that are free, the most recently used last; transfers under way; requests that wait for the next turn,
+        # or for a handle.
         self._idle: list[pycurl.Curl] = []
         # What _set_up last told each handle.
         self._basics: dict[pycurl.Curl, tuple[object, ...]] = {}
@@ -103,15 +107,14 @@ class CurlDriver(CurlAsyncHTTPClient):
         raise NotImplementedError("CurlDriver has no fetch(); use CurlClient.send()")
 
     def start(self, request: CurlRequest) -> None:
-        """Send ``request`` now, or when a handle is free. What happens to it, its transfer is told."""
-        limit = self.options.max_clients
-        if limit is None or len(self._active) < limit:
-            self._begin(request)
-            return
-        transfer = request.transfer
-        if request.connect_timeout:
-            transfer.queue_timer = self.loop.call_later(request.connect_timeout, self._queue_timed_out, request)
+        """Send ``request`` in the next turn, or when a handle is free. What happens to it, its transfer is told."""
         self._queue.append(request)
+        limit = self.options.max_clients
+        if limit is None or len(self._active) + len(self._queue) <= limit:
+            self.drive_soon()
+        elif request.connect_timeout:
+            wait = request.connect_timeout
+            request.transfer.queue_timer = self.loop.call_later(wait, self._queue_timed_out, request)
 
     def cancel(self, transfer: CurlTransfer) -> None:
         """End ``transfer`` at once, whether it is queued, paused or under way."""
@@ -120,7 +123,7 @@ class CurlDriver(CurlAsyncHTTPClient):
             self._release(transfer.curl)
             transfer.curl = None
             self._begin_queued()
-        elif transfer.queue_timer is not None:
+        elif self._queue:
             self._leave_queue(transfer)
 
     def _queue_timed_out(self, request: CurlRequest) -> None:
@@ -157,7 +160,7 @@ class CurlDriver(CurlAsyncHTTPClient):
             return
         request.transfer.curl = curl
         self._active[curl] = request.transfer
-        # libcurl asks to be driven at once, which then starts all that came in this turn of the loop.
+        # libcurl asks to be driven at once, which then starts all that were begun in this turn of the loop.
         self._multi.add_handle(curl)
 
     def _release(self, curl: pycurl.Curl) -> None:
@@ -186,8 +189,8 @@ class CurlDriver(CurlAsyncHTTPClient):
         else:
             self.sockets.watch(fd, bool(event & pycurl.POLL_IN), bool(event & pycurl.POLL_OUT))
 
-    def _on_ready(self, fd: int, readable: bool, writable: bool) -> None:
-        self._drive(fd, (pycurl.CSELECT_IN if readable else 0) | (pycurl.CSELECT_OUT if writable else 0))
+    def _on_ready(self) -> None:
+        self._drive(self.sockets.ready())
 
     def _set_timeout(self, msecs: int) -> None:
         """libcurl wants to be driven in ``msecs`` (CURLMOPT_TIMERFUNCTION); -1 is never.
@@ -225,19 +228,24 @@ class CurlDriver(CurlAsyncHTTPClient):
         self.drive()
 
     def drive(self) -> None:
-        """Drive libcurl now, as far as it has asked for it; not from inside one of its callbacks (rule 1)."""
+        """Begin what waits, and drive libcurl as far as it has asked for it; not from inside its callbacks (rule 1)."""
+        self._begin_queued()
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
-        self._drive(pycurl.SOCKET_TIMEOUT, 0)
+        self._drive(_WHAT_IS_DUE)
 
-    def _drive(self, fd: int, action: int) -> None:
-        try:
-            _, running = self._multi.socket_action(fd, action)
-        except Exception:
-            # Also what one of our own callbacks raised: pycurl passes it on from here.
-            log.exception("libcurl could not be driven")
-            running = -1
+    def _drive(self, ready: Iterable[tuple[int, int]]) -> None:
+        """Drive libcurl for each of these sockets, which are ready for that; then hand over what has ended."""
+        running = len(self._active)
+        for fd, action in ready:
+            try:
+                _, left = self._multi.socket_action(fd, action)
+            except Exception:
+                # Also what one of our own callbacks raised: pycurl passes it on from here.
+                log.exception("libcurl could not be driven")
+                left = -1
+            running = min(running, left)
         if running != len(self._active):
             self._complete()
 

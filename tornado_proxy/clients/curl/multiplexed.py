@@ -166,8 +166,7 @@ class MultiplexedDriver(CurlDriver):
     def nudge(self, local_port: int, address: tuple[str, int]) -> None:
         """Have libcurl look after the connection between this port and ``address``, and after all transfers on it."""
         if not self._closed:
-            for fd in self.sockets.carrying(local_port, address):
-                self._on_ready(fd, True, False)
+            self._drive([(fd, pycurl.CSELECT_IN) for fd in self.sockets.carrying(local_port, address)])
 
     def _release(self, curl: pycurl.Curl) -> None:
         # Not only for the memory: without a function libcurl would say it to stderr.

@@ -11,7 +11,9 @@ import asyncio
 import logging
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import pycurl
 
 log = logging.getLogger(__name__)
 
@@ -19,13 +21,10 @@ _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 
 
 class SocketWatch:
-    """Calls ``on_ready(fd, readable, writable)`` from the loop for each watched socket that is ready."""
+    """Calls ``on_ready()`` from the loop when there are watched sockets that are :meth:`ready`."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, on_ready: Callable[[int, bool, bool], None], *, shares: bool = False
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_ready: Callable[[], None], *, shares: bool = False) -> None:
         self._loop = loop
-        self._call = on_ready
         # Whether a connection may be asked for that is in use, because the client may speak HTTP/2.
         self._shares = shares
         self._epoll = select.epoll()
@@ -45,7 +44,7 @@ class SocketWatch:
         # Sockets that carry several exchanges at a time, and to whom: HTTP/2. Those of them that are good for no more.
         self._shared: dict[int, str] = {}
         self._condemned: set[int] = set()
-        loop.add_reader(self._epoll.fileno(), self._on_ready)
+        loop.add_reader(self._epoll.fileno(), on_ready)
 
     def watch(self, fd: int, readable: bool, writable: bool) -> None:
         """Watch ``fd``, for the first time or otherwise than before."""
@@ -68,6 +67,27 @@ class SocketWatch:
             try:
                 self._epoll.modify(fd, select.EPOLLIN)
             except OSError as exc:
+                log.debug("socket %d: %s", fd, exc)
+
+    def ready(self) -> Iterator[tuple[int, int]]:
+        """Look, and yield each watched socket that is ready, with what for: CSELECT_IN, CSELECT_OUT.
+
+        What is done with one may unwatch others, which are then left out.
+        """
+        for fd, events in self._epoll.poll(0):
+            if fd in self._watched:
+                readable = pycurl.CSELECT_IN if events & _READABLE else 0
+                yield fd, readable | pycurl.CSELECT_OUT if events & select.EPOLLOUT else readable
+                continue
+            if not events & _READABLE:
+                continue
+            # Bytes or the end on an idle connection. The client, or is_quiet, finds that out before it is used again;
+            # until then we must not be woken for it over and over.
+            self._noisy.add(fd)
+            try:
+                self._epoll.unregister(fd)
+            except OSError as exc:
+                # Closed since, by what the sockets before it made the client do.
                 log.debug("socket %d: %s", fd, exc)
 
     def is_quiet(self, local_port: int, address: tuple[str, int]) -> bool:
@@ -132,22 +152,6 @@ class SocketWatch:
 
     def _forget_look(self) -> None:
         self._readable = None
-
-    def _on_ready(self) -> None:
-        for fd, events in self._epoll.poll(0):
-            if fd in self._watched:
-                self._call(fd, bool(events & _READABLE), bool(events & select.EPOLLOUT))
-                continue
-            if not events & _READABLE:
-                continue
-            # Bytes or the end on an idle connection. The client, or is_quiet, finds that out before it is used again;
-            # until then we must not be woken for it over and over.
-            self._noisy.add(fd)
-            try:
-                self._epoll.unregister(fd)
-            except OSError as exc:
-                # Closed since, by what the sockets before it made the client do.
-                log.debug("socket %d: %s", fd, exc)
 
     def _find(self, local_port: int, address: tuple[str, int]) -> int | None:
         fds = self._sockets.get(local_port)
