@@ -58,6 +58,7 @@ class Running:
             downstream.close()
         await within(self.server.close_all_connections(), "the end of all connections")
         assert not self.server._connections
+        assert self.server.running == 0
 
 
 Serve = Callable[..., Running]

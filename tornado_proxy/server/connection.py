@@ -26,6 +26,7 @@ from tornado_proxy.server.ending import BODY, CLOSED, DROPPING, HEAD, RUNNING, E
 from tornado_proxy.server.link import Server, leave_tls
 from tornado_proxy.server.parser import ChunkedBody, SizedBody, body_too_large, check_incomplete, parse_head, too_large
 from tornado_proxy.server.request import RequestConnection
+from tornado_proxy.server.turns import BUSY
 
 READ_AHEAD = 64 * 1024
 # Bytes of a body received at a time, when they can go on at once, and passed on as one. Each system call costs as much
@@ -74,7 +75,10 @@ class Connection(EndingLink):
             if len(self._pending) >= READ_AHEAD:
                 self.pause_reading()
             return
-        if state is not CLOSED:
+        if state is HEAD and self._server.running >= BUSY:
+            self._pending += data
+            self._server.reads.add(self._advance)
+        elif state is not CLOSED:
             self._advance(data)
 
     def eof_received(self) -> None:
@@ -83,6 +87,7 @@ class Connection(EndingLink):
         Returns nothing, so the transport closes itself once what was written is out.
         """
         if self._state is not CLOSED:
+            self.flush()
             self._closing()
             self._lose_request()
 
@@ -190,6 +195,7 @@ class Connection(EndingLink):
         self._body = ChunkedBody() if framing.chunked else SizedBody(framing.length or 0)
         self._received = 0
         self.request = request = RequestConnection(self, head, self._server.max_body_size)
+        self._server.running += 1
         self._delegate = delegate = self._server.start_request(self, request)
         start_line = RequestStartLine(head.method, head.target, head.version)
         ready = delegate.headers_received(start_line, head.headers)
@@ -340,7 +346,7 @@ class Connection(EndingLink):
 
     def _response_done(self, request: RequestConnection) -> None:
         """Both the request and its response are complete: wait for the next, or close."""
-        self.request = None
+        self._end_request()
         self._answered = True
         if request.closing or self._server.draining:
             self._close()
@@ -355,7 +361,8 @@ class Connection(EndingLink):
         """Return a stream over this connection, which is no HTTP connection any more."""
         self.flush()
         self._state = CLOSED
-        self._waiting = self.request = self._delegate = None
+        self._end_request()
+        self._waiting = self._delegate = None
         # Who is the transport's protocol from here on is not for us to say.
         self._bulk = False
         if self.tls and not self.transport.is_closing():

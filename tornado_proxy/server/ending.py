@@ -142,9 +142,16 @@ class EndingLink(Link):
         if self._dropped > self._server.linger_bytes:
             self._end_our_side()
 
+    def _end_request(self) -> RequestConnection | None:
+        """Return the current request, where there is one; there is none from now on."""
+        request, self.request = self.request, None
+        if request is not None:
+            self._server.running -= 1
+        return request
+
     def _lose_request(self) -> None:
         """Tell the application that the client will not get, or did not send, the rest."""
-        request, self.request = self.request, None
+        request = self._end_request()
         delegate, self._delegate = self._delegate, None
         self._waiting = None
         if request is None:

@@ -22,6 +22,7 @@ from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado_proxy.server.application import RoutedRequest, routes_itself
 from tornado_proxy.server.connection import READ_AHEAD, RECEIVE_SIZE, Connection
 from tornado_proxy.server.request import RequestConnection
+from tornado_proxy.server.turns import Together
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class HTTPServer:
         self.buffer_ahead = self.buffer[:READ_AHEAD]
         # No connection takes another request.
         self.draining = False
+        # Requests of HTTP/1.1 that are not answered yet.
+        self.running = 0
         self._listening: set[socket.socket] = set()
         self._connections: set[Connection] = set()
         # Connections that asyncio is making transports for; under TLS that takes a handshake.
@@ -137,6 +140,7 @@ class HTTPServer:
         self.loop = cast(BaseAsyncIOLoop, IOLoop.current()).asyncio_loop
         self.done: Future[None] = self.loop.create_future()
         self.done.set_result(None)
+        self.reads, self.writes = Together(self.loop), Together(self.loop)
         sock.setblocking(False)
         self._listening.add(sock)
         self.loop.add_reader(sock, self._accept, sock)

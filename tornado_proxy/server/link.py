@@ -18,11 +18,16 @@ from tornado.concurrent import Future
 from tornado.httputil import HTTPMessageDelegate
 from tornado.iostream import StreamClosedError
 
+from tornado_proxy.server.turns import BUSY, Together
+
 # Bytes that may wait in the transport before a writer must wait too: none, as with Tornado's streams. The kernel holds
 # enough to keep the line busy, and each slow reader costs 64 KB less than with asyncio's default.
 HIGH_WATER = 0
 # asyncio's TLS pauses as soon as there are as many, so that none would mean for ever.
 HIGH_WATER_TLS = 16 * 1024
+
+# What is smaller may wait for the end of the turn; most responses are.
+HOLD_BELOW = 16 * 1024
 
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -51,6 +56,10 @@ class Server(Protocol):
     protocol: str | None
     buffer: memoryview
     buffer_ahead: memoryview
+    # Requests that are not answered yet, and what waits for the end of this turn of the loop.
+    running: int
+    reads: Together
+    writes: Together
     max_header_size: int
     max_body_size: int
     header_timeout: float
@@ -173,7 +182,14 @@ class Link(asyncio.BufferedProtocol):
             self._held += data
             return
         self._held = data
-        self._loop.call_soon(self.flush)
+        self._server.writes.add(self.flush)
+
+    def send(self, data: bytes) -> None:
+        """Write ``data`` in this turn of the loop: at once, or together with what others write (`turns`)."""
+        if self._server.running < BUSY or len(data) + len(self._held) >= HOLD_BELOW:
+            self.write(data)
+        else:
+            self.hold(data)
 
     def flush(self) -> None:
         if self._held:

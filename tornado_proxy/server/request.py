@@ -18,14 +18,11 @@ from tornado.iostream import IOStream
 from tornado_proxy.framing import NO_BODY, Framing
 from tornado_proxy.headers import NOT_IN_TRAILERS, lines_of, remove_hop_by_hop
 from tornado_proxy.server.detach import closed_stream
-from tornado_proxy.server.link import Context, end_waiting
+from tornado_proxy.server.link import HOLD_BELOW, Context, end_waiting
 from tornado_proxy.server.parser import RequestHead, connection_options
 
 NO_LIMIT = 2**63 - 1
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-# A first chunk up to this size waits, to the end of the turn, for what may follow it: most small bodies are one chunk.
-_HOLD_BELOW = 16 * 1024
 
 # Status line by code and reason. Applications choose the reasons, so there must be an end.
 _status_lines: dict[tuple[int, str], bytes] = {}
@@ -75,6 +72,7 @@ class Owner(Protocol):
     def fileno(self) -> int: ...
     def write(self, data: bytes) -> None: ...
     def hold(self, data: bytes) -> None: ...
+    def send(self, data: bytes) -> None: ...
     def write_waiter(self) -> Future[None]: ...
     def body_has_begun(self) -> bool: ...
     def response_finished(self, upgraded: bool) -> None: ...
@@ -163,11 +161,12 @@ class RequestConnection(HTTPConnection):
         self.head_sent = True
         if not chunk:
             # Whoever sends a head alone wants it to be seen.
-            link.write(data)
-        elif self._chunked and len(chunk) < _HOLD_BELOW:
+            link.send(data)
+        elif self._chunked and len(chunk) < HOLD_BELOW:
+            # It waits for what may follow it: most small bodies are one chunk.
             link.hold(b"%b%x\r\n%b\r\n" % (data, len(chunk), chunk))
         else:
-            link.write(data + self._format(chunk, link))
+            link.send(data + self._format(chunk, link))
         return link.write_waiter() if link.write_paused else link.done
 
     def write(self, chunk: bytes) -> Future[None]:
@@ -176,7 +175,7 @@ class RequestConnection(HTTPConnection):
         if link is None or link.transport.is_closing():
             return closed_write()
         if chunk and self.head_sent:
-            link.write(self._format(chunk, link))
+            link.send(self._format(chunk, link))
         return link.write_waiter() if link.write_paused else link.done
 
     def finish(self) -> None:
@@ -196,7 +195,7 @@ class RequestConnection(HTTPConnection):
         self.finished = True
         self._link = None
         if self._chunked:
-            link.write(self._last_chunk)
+            link.send(self._last_chunk)
         link.response_finished(self._upgraded)
 
     def detach(self) -> IOStream:
