@@ -129,7 +129,7 @@ def running(
 def arguments(candidate: Candidate, command: Command, profile: str | None) -> list[str]:
     if not candidate.python:
         return command.arguments
-    profiler = ["-m", "cProfile", "-o", profile] if profile else []
+    profiler = ["-m", "tests.benchmark.profiled", profile] if profile else []
     return [sys.executable, *profiler, *command.arguments]
 
 

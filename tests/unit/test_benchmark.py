@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import pstats
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -205,3 +208,14 @@ class TestUpstream:
         broken = Candidate("broken", lambda place: Command(["-c", "raise SystemExit('no such luck')"]), python=True)
         with pytest.raises(Unfit, match="did not start: no such luck"), running(broken, 0, core=core):
             pass
+
+
+class TestProfiled:
+    @pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)", "pass"])
+    def test_a_profile_is_written_however_the_program_leaves(self, tmp_path, leave):
+        """The standalone proxy leaves by ``os._exit``, behind which cProfile's own command writes nothing."""
+        (tmp_path / "program.py").write_text(f"import os, sys\ndef work(): pass\nwork()\n{leave}\n", encoding="utf-8")
+        path = tmp_path / "profile"
+        command = [sys.executable, "-m", "tests.benchmark.profiled", str(path), "-m", "program"]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert "work" in {name for _, _, name in pstats.Stats(str(path)).stats}
