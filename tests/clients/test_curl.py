@@ -3,6 +3,7 @@
 import asyncio
 import gc
 
+import pytest
 from tornado.httputil import HTTPHeaders
 
 from tests.clients.contract import begun
@@ -33,6 +34,11 @@ class TestCurl(Contract):
         await asyncio.sleep(0)
         gc.collect()
         assert [each for each in gc.get_objects() if isinstance(each, CurlTransfer)] == []
+
+    async def test_one_that_is_closed_says_so_at_once(self, client):
+        client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await within(client.send(request_for("GET", "http://127.0.0.1:1/")), "the refusal")
 
     async def test_who_reads_as_fast_as_bytes_come_leaves_others_their_turns(self, client, upstream):
         conn, response = await begun(client, upstream, request_for("GET", upstream.url))

@@ -107,7 +107,12 @@ class CurlDriver(CurlAsyncHTTPClient):
         raise NotImplementedError("CurlDriver has no fetch(); use CurlClient.send()")
 
     def start(self, request: CurlRequest) -> None:
-        """Send ``request`` in the next turn, or when a handle is free. What happens to it, its transfer is told."""
+        """Send ``request`` in the next turn, or when a handle is free. What happens to it, its transfer is told.
+
+        Raises ``RuntimeError`` once the client is closed.
+        """
+        if self._closed:
+            raise RuntimeError("this client is closed")
         self._queue.append(request)
         limit = self.options.max_clients
         if limit is None or len(self._active) + len(self._queue) <= limit:
