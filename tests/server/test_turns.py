@@ -16,11 +16,11 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.fixture
 async def busy(serve, recorder):
-    """A server with so many requests under way that steps are taken together, and their clients."""
+    """A server with so many requests under way that steps are taken together, also when half of them are answered."""
     running = serve(recorder)
-    clients = [await running.ask(GET) for _ in range(BUSY)]
-    await recorder.seen("finish", count=BUSY)
-    assert running.server.running == BUSY
+    clients = [await running.ask(GET) for _ in range(2 * BUSY)]
+    await recorder.seen("finish", count=2 * BUSY)
+    assert running.server.running == 2 * BUSY
     return running, clients
 
 
@@ -53,6 +53,22 @@ class TestTogether:
         assert taken == ["other"]
 
 
+class TestWhenItWrites:
+    async def test_a_busy_server_writes_at_the_end_of_the_turn(self, busy, recorder):
+        connection = recorder.connections[0]
+        respond_short(connection)
+        assert connection.unsent() > 0
+        await asyncio.sleep(0)
+        assert connection.unsent() == 0
+
+    async def test_one_that_has_little_to_do_writes_at_once(self, serve, recorder):
+        running = serve(recorder)
+        clients = [await running.ask(GET) for _ in range(BUSY - 1)]
+        await recorder.seen("finish", count=len(clients))
+        respond_short(recorder.connections[0])
+        assert recorder.connections[0].unsent() == 0
+
+
 class TestABusyServer:
     async def test_answers_each_with_its_own(self, busy, recorder):
         _, clients = busy
@@ -65,7 +81,7 @@ class TestABusyServer:
         running, _ = busy
         client = await running.ask(GET[:20])
         await client.send(GET[20:])
-        await recorder.seen("finish", count=BUSY + 1)
+        await recorder.seen("finish", count=2 * BUSY + 1)
         respond(recorder.connections[-1])
         assert (await client.read_response()).body == b"ok"
 
