@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 SECONDS = 3
+CONNECTIONS = 500
 ATTACKS = {
     "slow heads": ["-H", "-i", "1"],
     # nginx takes the body of a request that it passes on, so these wait for as long as they like.
@@ -47,7 +48,7 @@ class TestAttacks:
             proxy = await asyncio.to_thread(starting.__enter__)
             rss = proxy.rss()
             attacker = await asyncio.create_subprocess_exec(
-                *(SLOWHTTPTEST, *attack, "-c", "500", "-r", "500", "-l", str(SECONDS), "-p", "2"),
+                *(SLOWHTTPTEST, *attack, "-c", str(CONNECTIONS), "-r", str(CONNECTIONS), "-l", str(SECONDS), "-p", "2"),
                 *("-u", f"http://127.0.0.1:{proxy.port}/{'form' if '-B' in attack else 'attacked'}"),
                 cwd=tmp_path,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -67,8 +68,9 @@ class TestAttacks:
                 print(f"{served} served, slowest {slowest * 1000:.0f} ms, {more:.0f} MB more")
                 assert served > SECONDS
                 assert slowest < 4
-                # Two buffers a connection, and what Python keeps.
-                assert more < 350
+                # What libcurl reads at a time (512 KiB) may wait in the pipe, and once more in what is written.
+                # How much of that comes to be depends on how far the upstream gets ahead.
+                assert more < CONNECTIONS * 2 * 0.5 + 50
             finally:
                 if attacker.returncode is None:
                     attacker.kill()
