@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import h11
 import pytest
@@ -239,6 +240,25 @@ class TestWriting:
         body = await downstream.read_response()
         assert len(body.body) == sent
         await future
+
+    @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no TCP_NOTSENT_LOWAT")
+    async def test_the_kernel_takes_little_for_a_client_that_does_not_read(self, serve, recorder):
+        recorder.on_finish = lambda connection: recorder.note("ready")
+        downstream = await serve(recorder).connect(receive_buffer=4096)
+        await downstream.send(GET)
+        await recorder.seen("ready")
+        connection = recorder.connections[0]
+        connection.write_headers(OK, HTTPHeaders(), b"x")
+        sent, taken = 0, True
+        while taken:
+            future = connection.write(b"x" * 65536)
+            sent += 65536
+            # It may take more a moment later: what it holds for a socket grows.
+            taken = future in (await asyncio.wait([future], timeout=0.3))[0]
+        assert sent < 1.5 * 1024 * 1024
+        downstream.reset()
+        with pytest.raises(StreamClosedError):
+            await future
 
     async def test_a_write_fails_when_the_client_is_gone(self, serve, recorder):
         recorder.on_finish = lambda connection: recorder.note("ready")
