@@ -22,6 +22,7 @@ from typing import Any
 import tornado.web
 from tornado.concurrent import Future, future_set_result_unless_cancelled
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest, RequestStartLine, ResponseStartLine
+from tornado.iostream import StreamClosedError
 from tornado.log import access_log, app_log
 from tornado.web import Application, RequestHandler
 
@@ -79,6 +80,8 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
     _headers: HTTPHeaders | None = None
     # What the groups of a URL pattern matched: not of a mount's own rule, but of one of the user's around its target.
     _path: tuple[tuple[bytes, ...], Mapping[str, bytes]] = (), MappingProxyType({})
+    # Done when the last write is through.
+    _written: Future[None]
     # The handler that was made for it after all.
     _late: Any = None
     # While it runs.
@@ -230,20 +233,26 @@ class DirectDownstream(OnConnection, NoHooks, HTTPMessageDelegate):
         self.answered = True
         self._status, self._reason, self._headers = response.status, as_it_came(response.reason), headers
         start_line = ResponseStartLine("", self._status, self._reason)
-        return self.request.connection.write_headers(start_line, headers, chunk)  # type: ignore[union-attr]
+        connection: Any = self.request.connection
+        self._written = connection.write_headers(start_line, headers, chunk)
+        return self._written
 
     def send_chunk(self, chunk: bytes) -> Future[None]:
-        return self.request.connection.write(chunk)  # type: ignore[union-attr]
+        connection: Any = self.request.connection
+        self._written = connection.write(chunk)
+        return self._written
 
     def send_end(self, response: UpstreamResponse | None = None) -> Future[None]:
         connection: Any = self.request.connection
+        if self._connection.is_closed():
+            raise StreamClosedError
         if response is not None:
             self._send_trailers(response)
         self._forget_close()
-        written: Future[None] = connection.write(b"")
         connection.finish()
         self._end()
-        return written
+        # Of the end itself there is nothing to wait for.
+        return self._written
 
     def fields_of(self, response: UpstreamResponse, mode: HeadersMode) -> HTTPHeaders:
         add_date(response.headers)
