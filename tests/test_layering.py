@@ -11,7 +11,7 @@ README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
 
 # Top to bottom; modules in one row know nothing of each other.
 LAYERS = [
-    ["_version", "errors", "decoding"],
+    ["_version", "errors", "decoding", "kernel"],
     ["headers"],
     ["fieldlines", "forwarding"],
     ["urls", "framing", "trailers"],

@@ -7,13 +7,10 @@ reaches into the private names of its 6.6 ``HTTP1Connection``, and does so here 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import select
 import socket
 import struct
-import sys
-import termios
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
@@ -21,6 +18,7 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import SSLIOStream, StreamClosedError
 
 from tornado_proxy.framing import Framing
+from tornado_proxy.kernel import has_left, unacknowledged
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +26,6 @@ log = logging.getLogger(__name__)
 LINGER_TIME = 2.0
 
 _NO_LIMIT = 2**63 - 1
-_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class ServerConnection(Protocol):
@@ -134,15 +131,13 @@ class TornadoConnection:
         stream = self._connection.stream
         if stream is None or not stream.writing():
             return 0
-        return int(stream._total_write_index - stream._total_write_done_index) + _unread_by_peer(stream.fileno()) or 1
+        return int(stream._total_write_index - stream._total_write_done_index) + unacknowledged(stream.fileno()) or 1
 
     def has_left(self) -> bool:
         stream = self._connection.stream
         if stream is None or stream.closed():
             return True
-        poll = select.poll()
-        poll.register(stream.fileno(), _HANG_UP)
-        return bool(poll.poll(0))
+        return has_left(stream.fileno())
 
     def close_after_response(self) -> None:
         # What is still to come of the body is dropped, and has no limit: Tornado would answer once more.
@@ -303,10 +298,3 @@ def _was_reset(stream: Any) -> bool:
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLERR)
     return bool(poll.poll(0))
-
-
-def _unread_by_peer(fd: int) -> int:
-    """Return what the kernel holds for a slow reader (SIOCOUTQ, tcp(7)): megabytes, before a write gets through."""
-    count = bytearray(4)
-    fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-    return int.from_bytes(count, sys.byteorder)

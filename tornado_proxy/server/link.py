@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import math
 import os
-import select
 import socket
 import struct
-import sys
-import termios
 from typing import Any, Protocol, cast
 
 from tornado.concurrent import Future
 from tornado.httputil import HTTPMessageDelegate
 from tornado.iostream import StreamClosedError
 
+from tornado_proxy.kernel import has_left, unacknowledged
 from tornado_proxy.server.turns import BUSY, Together
 
 # Bytes that may wait in the transport before a writer must wait too: none, as with Tornado's streams. The kernel holds
@@ -28,8 +25,6 @@ HIGH_WATER_TLS = 16 * 1024
 
 # What is smaller may wait for the end of the turn; most responses are.
 HOLD_BELOW = 16 * 1024
-
-_HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Context:
@@ -152,18 +147,10 @@ class Link(asyncio.BufferedProtocol):
         waiting = len(self._held) + self.transport.get_write_buffer_size()
         if not waiting or self.transport.is_closing():
             return waiting
-        fd = self.fileno()
-        # SIOCOUTQ, tcp(7): the kernel holds megabytes for a slow reader before a write gets through.
-        count = bytearray(4)
-        fcntl.ioctl(fd, termios.TIOCOUTQ, count)
-        return waiting + int.from_bytes(count, sys.byteorder)
+        return waiting + unacknowledged(self.fileno())
 
     def has_left(self) -> bool:
-        if self.transport.is_closing():
-            return True
-        poll = select.poll()
-        poll.register(self.fileno(), _HANG_UP)
-        return bool(poll.poll(0))
+        return self.transport.is_closing() or has_left(self.fileno())
 
     # -- writing
 

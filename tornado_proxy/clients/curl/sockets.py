@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 
 import pycurl
 
+from tornado_proxy.kernel import has_left
+
 log = logging.getLogger(__name__)
 
 _READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
@@ -108,7 +110,7 @@ class SocketWatch:
         if self._shares and fd in self._watched:
             return True
         if fd in self._shared:
-            return not _hung_up(fd)
+            return not has_left(fd)
         if fd in self._noisy:
             return False
         if self._readable is None:
@@ -136,7 +138,7 @@ class SocketWatch:
     def has_dead(self, origin: str) -> bool:
         """Return whether there is a shared connection to ``origin`` that is idle and no good."""
         for fd in (*self._condemned, *self._noisy):
-            if self._shared.get(fd) == origin and self._is_open(fd) and (fd in self._condemned or _hung_up(fd)):
+            if self._shared.get(fd) == origin and self._is_open(fd) and (fd in self._condemned or has_left(fd)):
                 return True
         return False
 
@@ -191,13 +193,6 @@ class SocketWatch:
                 self._ports[fd] = port
         finally:
             sock.detach()
-
-
-def _hung_up(fd: int) -> bool:
-    """Return whether the other end has closed its side: no answer would come, whatever it said before."""
-    poll = select.poll()
-    poll.register(fd, select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 def _upstream_address(fd: int) -> tuple[str, int] | None:
