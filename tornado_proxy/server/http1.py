@@ -19,6 +19,7 @@ from tornado.httputil import HTTPMessageDelegate, HTTPServerConnectionDelegate, 
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import BaseAsyncIOLoop
 
+from tornado_proxy.kernel import take_less_ahead
 from tornado_proxy.server.application import RoutedRequest, routes_itself
 from tornado_proxy.server.connection import READ_AHEAD, RECEIVE_SIZE, Connection
 from tornado_proxy.server.request import RequestConnection
@@ -32,10 +33,6 @@ ACCEPT_AT_ONCE = 64
 # Seconds until accepting is tried again when there are no descriptors left.
 ACCEPT_RETRY = 1.0
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# Bytes that the kernel takes beyond those that it can send to a client. Of each that does not read it would take up to
-# net.ipv4.tcp_wmem, 4 MiB on most systems: 500 of them used up what it has for all of TCP, and while that was written
-# everybody else waited for two seconds. Half of this would cost a fast client's download 3 %.
-TAKEN_AHEAD = 1024 * 1024
 # Requests that were on their way when the drain began are read in this time, and then served.
 LAST_CALL = 0.05
 # Tornado's limit: without streaming the whole body is held in memory.
@@ -146,9 +143,7 @@ class HTTPServer:
         self.done.set_result(None)
         self.reads, self.writes = Together(self.loop), Together(self.loop)
         sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
-            # Those that are accepted inherit it.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, TAKEN_AHEAD)
+        take_less_ahead(sock)
         self._listening.add(sock)
         self.loop.add_reader(sock, self._accept, sock)
 
