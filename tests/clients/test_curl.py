@@ -2,13 +2,15 @@
 
 import asyncio
 import gc
+import socket
 
 import pytest
 from tornado.httputil import HTTPHeaders
 
 from tests.clients.contract import begun
-from tests.clients.support import PIECE, collected, request_for, until_it_waits
+from tests.clients.support import PIECE, collected, filling, request_for, until_it_waits
 from tests.clients.wire_contract import Contract
+from tests.support.flooding import shrink
 from tests.support.wire import within
 from tornado_proxy.clients.curl import CurlClient
 from tornado_proxy.clients.curl.transfer import CurlTransfer
@@ -34,6 +36,16 @@ class TestCurl(Contract):
         await asyncio.sleep(0)
         gc.collect()
         assert [each for each in gc.get_objects() if isinstance(each, CurlTransfer)] == []
+
+    @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no TCP_NOTSENT_LOWAT")
+    async def test_the_kernel_takes_little_for_an_upstream_that_does_not_read(self, client, upstream):
+        pipe = BodyPipe(64 * 1024)
+        sending = asyncio.ensure_future(client.send(request_for("POST", upstream.url, pipe)))
+        conn = await upstream.accept()
+        shrink(conn.sock)
+        await conn.read_head()
+        assert await until_it_waits(filling(pipe)) < 2 * MIB
+        sending.cancel()
 
     async def test_one_that_is_closed_says_so_at_once(self, client):
         client.close()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pycurl
 
-from tornado_proxy.kernel import has_left
+from tornado_proxy.kernel import has_left, take_less_ahead
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class SocketWatch:
             self._used.discard(fd)
             self._shared.pop(fd, None)
             self._condemned.discard(fd)
-            self._note_port(fd)
+            self._meet(fd)
 
     def unwatch(self, fd: int) -> None:
         """``fd`` is idle now, or about to be closed; the kernel forgets a closed socket by itself."""
@@ -176,7 +176,8 @@ class SocketWatch:
         finally:
             sock.detach()
 
-    def _note_port(self, fd: int) -> None:
+    def _meet(self, fd: int) -> None:
+        """Note the port of a socket that is new, and set what libcurl does not."""
         if (before := self._ports.pop(fd, None)) is not None:
             self._sockets[before].remove(fd)
             if not self._sockets[before]:
@@ -191,6 +192,7 @@ class SocketWatch:
                 port = sock.getsockname()[1]
                 self._sockets.setdefault(port, []).append(fd)
                 self._ports[fd] = port
+                take_less_ahead(sock)
         finally:
             sock.detach()
 
