@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import select
 import socket
 import struct
 from collections.abc import Awaitable
@@ -18,7 +17,7 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 from tornado.iostream import SSLIOStream, StreamClosedError
 
 from tornado_proxy.framing import Framing
-from tornado_proxy.kernel import has_left, unacknowledged
+from tornado_proxy.kernel import has_left, unacknowledged, was_reset
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +108,8 @@ class TornadoConnection:
             # It listens for the end from then on too, and never tells of one that it has seen before.
             on_close = connection._close_callback
             connection.stream.set_close_callback(on_close)
-            if on_close is not None and (connection.stream.closed() or _was_reset(connection.stream)):
+            # libuv, and so uvloop, tells of a reset once and never again: it may have done so already.
+            if on_close is not None and (connection.stream.closed() or was_reset(connection.stream.fileno())):
                 on_close()
 
     def proceed(self) -> None:
@@ -291,10 +291,3 @@ def _half_close(stream: Any) -> None:
     except OSError as exc:
         # The client has gone; the server loop is about to read that.
         log.debug("cannot end our side: %s", exc)
-
-
-def _was_reset(stream: Any) -> bool:
-    """Return whether the connection was reset. libuv, and so uvloop, tells that once and never again: too early."""
-    poll = select.poll()
-    poll.register(stream.fileno(), select.POLLERR)
-    return bool(poll.poll(0))

@@ -39,3 +39,14 @@ def has_left(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, _HANG_UP)
     return bool(poll.poll(0))
+
+
+def was_reset(fd: int) -> bool:
+    """Return whether the connection was broken off.
+
+    poll() tells of POLLHUP whether asked or not, and that is also there when both directions have ended well and bytes
+    still wait to be read.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLERR)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

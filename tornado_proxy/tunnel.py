@@ -15,7 +15,6 @@ directions when the other end closes one.
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import struct
 from collections.abc import Awaitable
@@ -25,6 +24,7 @@ from typing import Any, Protocol
 from tornado.iostream import IOStream, StreamClosedError
 
 from tornado_proxy.errors import DownstreamClosed, Phase, ProxyError, TunnelClosed, UpstreamClosed
+from tornado_proxy.kernel import was_reset
 
 # Bytes that may wait on either side of a direction before the reading stops.
 CHUNK = 64 * 1024
@@ -285,12 +285,7 @@ class Tunnel:
 
 def _was_reset(side: TunnelSide) -> bool:
     descriptor = side.fileno()
-    if descriptor < 0:
-        return True
-    poll = select.poll()
-    # Not POLLHUP: that is also there when both directions ended well and bytes still wait to be read.
-    poll.register(descriptor, select.POLLERR)
-    return bool(poll.poll(0))
+    return descriptor < 0 or was_reset(descriptor)
 
 
 def _reset_on_close(sock: Any) -> None:

@@ -1,14 +1,17 @@
-"""The two loops of a tunnel, on sides that are only queues."""
+"""The two loops of a tunnel, on sides that are only queues, or connections of the test's own."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import Any
 
 import pytest
 
+from tests.support.wire import within
 from tornado_proxy import tunnel
 from tornado_proxy.errors import DownstreamClosed, TunnelClosed, UpstreamClosed
-from tornado_proxy.tunnel import Tunnel
+from tornado_proxy.tunnel import Tunnel, adopt
 
 
 class QueueSide:
@@ -160,3 +163,50 @@ class TestFaults:
         await asyncio.wait({running})
         assert running.cancelled()
         assert downstream.events == upstream.events == ["close"]
+
+
+def connected(*, held: int) -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a connection; what the second sends, or receives, the kernel holds about as much of."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, held)
+        first = socket.socket()
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
+        first.connect(listening.getsockname())
+        second, _ = listening.accept()
+    first.setblocking(False)
+    second.setblocking(False)
+    return first, second
+
+
+class TestASlowReader:
+    async def test_gets_all_of_an_upstream_that_both_sides_have_ended(self, monkeypatch):
+        """Which is no reset, though the kernel says of both that the connection is over."""
+        looks: list[Any] = []
+        enough = asyncio.Event()
+
+        def was_reset(fd: int) -> bool:
+            looks.append(fd)
+            if len(looks) == 3:
+                enough.set()
+            return look(fd)
+
+        look = tunnel.was_reset
+        monkeypatch.setattr(tunnel, "was_reset", was_reset)
+        monkeypatch.setattr(tunnel, "LOOK", 0.01)
+        loop = asyncio.get_running_loop()
+        client, downstream = connected(held=8 * 1024)
+        server, upstream = connected(held=1024 * 1024)
+        passing = Tunnel(await adopt(downstream), await adopt(upstream), origin="http://up", idle_timeout=None)
+        with client, server:
+            running = asyncio.ensure_future(passing.run())
+            client.shutdown(socket.SHUT_WR)
+            assert await within(loop.sock_recv(server, 1), "the end of what the client sends") == b""
+            await within(loop.sock_sendall(server, bytes(500_000)), "sending")
+            server.shutdown(socket.SHUT_WR)
+            await within(enough.wait(), "looks at the upstream while the client does not read")
+            received = 0
+            while chunk := await within(loop.sock_recv(client, 65536), "what was sent"):
+                received += len(chunk)
+            await within(running, "the end of the tunnel")
+        assert received == passing.bytes_down == 500_000
