@@ -7,6 +7,7 @@ import select
 import socket
 import sys
 import termios
+from typing import Any
 
 _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
@@ -16,12 +17,12 @@ _HANG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 _TAKEN_AHEAD = 1024 * 1024
 
 
-def take_less_ahead(sock: socket.socket) -> None:
+def take_less_ahead(sock: Any) -> None:
     """Have the kernel take little more than it can send (TCP_NOTSENT_LOWAT); not of other sockets than TCP's.
 
-    What a listening socket accepts inherits it.
+    ``sock`` may be a transport's. What a listening socket accepts inherits it.
     """
-    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type is socket.SOCK_STREAM:
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
         option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, _TAKEN_AHEAD)

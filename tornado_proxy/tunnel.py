@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from tornado.iostream import IOStream, StreamClosedError
 
 from tornado_proxy.errors import DownstreamClosed, Phase, ProxyError, TunnelClosed, UpstreamClosed
-from tornado_proxy.kernel import was_reset
+from tornado_proxy.kernel import take_less_ahead, was_reset
 
 # Bytes that may wait on either side of a direction before the reading stops.
 CHUNK = 64 * 1024
@@ -74,7 +74,9 @@ class TransportSide:
         self._writer = writer
         self.half_closes = self._transport.can_write_eof()
         self._transport.set_write_buffer_limits(high=CHUNK)
-        _keep_alive(self._transport.get_extra_info("socket"))
+        sock = self._transport.get_extra_info("socket")
+        take_less_ahead(sock)
+        _keep_alive(sock)
 
     async def read(self) -> bytes:
         return await self.reader.read(_RECEIVED)

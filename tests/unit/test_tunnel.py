@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import Any
 
@@ -165,15 +166,16 @@ class TestFaults:
         assert downstream.events == upstream.events == ["close"]
 
 
-def connected(*, held: int) -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a connection; what the second sends, or receives, the kernel holds about as much of."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, held)
-        first = socket.socket()
-        first.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
+def connected(held: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a connection, of which the kernel holds about ``held`` at each, if that is set."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as undo:
+        first = undo.enter_context(socket.socket())
+        for sock in (listening, first) if held is not None else ():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, held)
         first.connect(listening.getsockname())
         second, _ = listening.accept()
+        undo.pop_all()
     first.setblocking(False)
     second.setblocking(False)
     return first, second
@@ -195,8 +197,8 @@ class TestASlowReader:
         monkeypatch.setattr(tunnel, "was_reset", was_reset)
         monkeypatch.setattr(tunnel, "LOOK", 0.01)
         loop = asyncio.get_running_loop()
-        client, downstream = connected(held=8 * 1024)
-        server, upstream = connected(held=1024 * 1024)
+        client, downstream = connected(8 * 1024)
+        server, upstream = connected(1024 * 1024)
         passing = Tunnel(await adopt(downstream), await adopt(upstream), origin="http://up", idle_timeout=None)
         with client, server:
             running = asyncio.ensure_future(passing.run())
@@ -210,3 +212,18 @@ class TestASlowReader:
                 received += len(chunk)
             await within(running, "the end of the tunnel")
         assert received == passing.bytes_down == 500_000
+
+    @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no TCP_NOTSENT_LOWAT")
+    async def test_has_little_waiting_for_it_in_the_kernel(self):
+        client, downstream = connected()
+        with client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024)
+            side = await adopt(downstream)
+            taken = 0
+            with contextlib.suppress(TimeoutError):
+                while taken < 32 * 1024 * 1024:
+                    async with asyncio.timeout(0.3):
+                        await (side.write(bytes(65536)) or asyncio.sleep(0))
+                    taken += 65536
+            side.reset()
+        assert taken < 1.5 * 1024 * 1024
