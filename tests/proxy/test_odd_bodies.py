@@ -227,14 +227,22 @@ class TestARefusedUpload:
     async def test_413_beyond_max_body_size(self, proxy, upstream, expect_log, framing):
         running = await proxy(upstream.url, max_body_size=MIB)
         size = 20 * MIB
+
+        async def take_in() -> None:
+            await (await upstream.accept()).closed()
+
+        # That it is too long shows only as it passes, unless it is announced.
+        taking = asyncio.ensure_future(take_in())
         response, sent, error = await self.upload(running, "/x", framing, size)
         assert error is None, f"{error!r} after {sent}"
         assert (response.status, response.complete) == (413, True)
         outcome = await running.next_outcome()
         assert (outcome.status, outcome.side) == (413, "downstream")
-        # Announced, it never reaches the upstream.
         if framing == "length":
             assert upstream.accepted == 0
+            taking.cancel()
+        else:
+            await within(taking, "the end of what the upstream got")
 
     @pytest.mark.parametrize("framing", ["chunked", "length"])
     async def test_413_of_the_upstreams(self, proxy, upstream, framing):
