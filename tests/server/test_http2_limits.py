@@ -12,6 +12,7 @@ import pytest
 
 from tests.server.conftest import respond
 from tests.support.http2 import (
+    ACK,
     END_HEADERS,
     END_STREAM,
     PREFACE,
@@ -134,7 +135,9 @@ class TestControlFrames:
         "flood",
         [
             frame(Type.PING, b"x" * 8),
+            frame(Type.PING, b"x" * 8, flags=ACK),
             settings(),
+            settings(ack=True),
             settings({1: 0}) + settings({1: 4096}),
             frame(Type.PRIORITY, b"\0\0\0\0\x0f", stream=1),
             window_update(1),
@@ -145,7 +148,9 @@ class TestControlFrames:
         ],
         ids=[
             "PING",
+            "PING that is an answer",
             "SETTINGS",
+            "SETTINGS that are an answer",
             "SETTINGS of HPACK",
             "PRIORITY",
             "WINDOW_UPDATE",

@@ -16,7 +16,6 @@ from tornado_proxy.errors import BadRequest
 from tornado_proxy.server.http2.ending import Http2EndingLink, Http2Server
 from tornado_proxy.server.http2.engine import Engine
 from tornado_proxy.server.http2.frames import (
-    ACK,
     END_STREAM,
     ConnectionFault,
     Error,
@@ -136,8 +135,8 @@ class Http2Connection(Http2EndingLink):
             elif stream_id <= self.engine.highest_inbound_stream_id:
                 self._charge(frame)
         elif type_ != Type.CONTINUATION:
-            if not frame.flags & ACK or type_ not in (Type.SETTINGS, Type.PING):
-                self._charge(frame)
+            # Acknowledgements too: we ask for one, of our settings, and nobody would hold back a flood of others.
+            self._charge(frame)
             if not self._is_for_h2(frame):
                 return
             if type_ == Type.SETTINGS:
