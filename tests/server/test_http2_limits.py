@@ -460,6 +460,27 @@ class TestWaiting:
         (connection,) = running.server._connections
         assert not connection.streams
 
+    async def test_neither_is_one_without_content(self, serve, recorder, monkeypatch):
+        """It waits behind what the client does not read, and would for ever."""
+        monkeypatch.setattr(Link, "write_stall", 0.1)
+        recorder.on_finish = lambda connection: respond(
+            connection, b"x" * 8_000_000 if connection._head.target == "/large" else b""
+        )
+        running = serve(recorder, http2=True, idle_timeout=0.1, linger_time=0.1)
+        client = await running.connect2(own={4: 2**31 - 1}, receive_buffer=4096)
+        await client.ready()
+        await client.grant(2**30)
+        await client.request("GET", "/large")
+        await recorder.seen("finish")
+        (connection,) = running.server._connections
+        async with asyncio.timeout(5):
+            while not connection.write_paused:
+                await asyncio.sleep(0)
+        for _ in range(10):
+            await client.request("GET", "/")
+        await asyncio.wait_for(running.server._empty.wait(), 5)
+        assert len(recorder.connections) == 11
+
     async def test_one_that_is_taken_slowly_is_not(self, serve, recorder, monkeypatch):
         monkeypatch.setattr(Link, "write_stall", 0.3)
         recorder.on_finish = lambda connection: respond(connection, b"x" * 20)

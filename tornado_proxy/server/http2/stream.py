@@ -248,12 +248,14 @@ class RequestStream(ReceivingStream):
         if now >= self._body_deadline:
             self._body_deadline = math.inf
             self.fail(408)
-        waiting = self.outbox.size
-        if not self.finished or not waiting or waiting != self._unsent_at_sweep:
+        owner = self._owner
+        # Where the client does not read, heads and ends wait as well, which are no content; else they wait for nothing.
+        waiting = self.outbox.size + (owner.unsent() if owner.write_paused else 0)
+        if not self.finished or waiting != self._unsent_at_sweep:
             self._unsent_at_sweep = waiting
             self._stalled_since = now
-        elif now >= self._stalled_since + self._owner.write_stall:
-            self._owner.cut(self, Error.CANCEL)
+        elif now >= self._stalled_since + owner.write_stall:
+            owner.cut(self, Error.CANCEL)
 
     # -- inside
 
