@@ -11,7 +11,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
 from tests.server.conftest import OK, respond
-from tests.support.http2 import Code, Type, frame, request_fields, rst_stream
+from tests.support.http2 import PADDED, Code, Type, frame, request_fields, rst_stream
 from tests.support.wire import within
 
 GOAWAY_NO_ERROR = frame(Type.GOAWAY, b"\0" * 8)
@@ -215,6 +215,37 @@ class TestEarlyAnswers:
         response = await client.response(stream)
         assert (response.body, response.reset) == (b"ok", None)
         assert recorder.body == b""
+
+    @pytest.mark.parametrize("held", ["by the application", "for the application"])
+    async def test_it_does_too_with_what_the_application_has_not_taken(self, serve, recorder, held):
+        futures = recorder.data_futures if held == "by the application" else recorder.head_futures
+        futures.append(asyncio.get_running_loop().create_future())
+        client = await serve(recorder, http2=True, initial_window_size=1000).connect2(own={4: 0})
+        stream = await client.request("POST", "/", end=False)
+        await recorder.seen("head", "POST", "/")
+        await client.data(stream, b"x" * 1000)
+        await client.ping()
+        respond(recorder.connections[0])
+        for _ in range(20):
+            await client.read_until(lambda seen: (seen.type, seen.stream) == (Type.WINDOW_UPDATE, stream))
+            await client.data(stream, b"x" * 1000)
+        await client.data(stream, end=True)
+        await client.grant(2, stream)
+        response = await client.response(stream)
+        assert (response.body, response.reset) == (b"ok", None)
+
+    async def test_it_does_too_with_padding(self, serve, recorder):
+        recorder.on_head = respond
+        client = await serve(recorder, http2=True, initial_window_size=1000).connect2(own={4: 0})
+        stream = await client.request("POST", "/", end=False)
+        await recorder.seen("close")
+        for _ in range(20):
+            await client.send(frame(Type.DATA, b"\xf0x" + b"\0" * 0xF0, stream=stream, flags=PADDED) * 3)
+            await client.read_until(lambda seen: (seen.type, seen.stream) == (Type.WINDOW_UPDATE, stream))
+        await client.data(stream, end=True)
+        await client.grant(2, stream)
+        response = await client.response(stream)
+        assert (response.body, response.reset) == (b"ok", None)
 
     async def test_one_that_is_still_going_out_does_not_end_the_upload(self, serve, recorder):
         """Full duplex: the response may end before the request only if it has ended."""

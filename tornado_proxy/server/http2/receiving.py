@@ -111,7 +111,7 @@ class ReceivingStream(HTTPConnection):
             raise Malformed("more content than Content-Length")
         if self._link is None or self._delegate is None:
             # It was answered, and the answer is still going out. Who sends all before it reads must come to an end.
-            self._credit = self._owner.open_window(self, self._credit + len(data))
+            self._taken(len(data))
             return
         if not data:
             return
@@ -186,9 +186,16 @@ class ReceivingStream(HTTPConnection):
             self._failed(error)
 
     def _taken(self, size: int) -> None:
-        """The application has taken so much, and the client may send as much again."""
-        if self._link is not None and not self.complete:
-            self._credit = self._link.open_window(self, self._credit + size)
+        """So much was taken, by the application or for nobody, and the client may send as much again."""
+        if not self.complete:
+            self._credit = self._owner.open_window(self, self._credit + size)
+
+    def _drop_held(self) -> None:
+        """Drop what the application has not taken, and will not: the window is the client's all the same."""
+        held = len(self._pending) + (self._taking if self._busy is not None else 0)
+        self._busy = None
+        self._pending.clear()
+        self._taken(held)
 
     def _is_ready(self, answer: Awaitable[None], size: int) -> bool:
         """Return whether a delegate's answer lets us go on; if not, we go on when it is resolved."""

@@ -135,7 +135,6 @@ class RequestStream(ReceivingStream):
             raise HTTPOutputError(f"Tried to write {self._left} bytes less than Content-Length")
         self._end_response(link)
         self.close_callback = None
-        self._pending.clear()
         if self._delegate is not None:
             # Tornado's way of telling a delegate that its request ended before it saw the end of it.
             link.loop.call_soon(self._tell_the_end)
@@ -263,6 +262,7 @@ class RequestStream(ReceivingStream):
         self.finished = True
         self.outbox.ended = True
         self._link = None
+        self._drop_held()
         link.enqueue(self)
 
     def _promised(self, code: int, headers: HTTPHeaders) -> int | None:
