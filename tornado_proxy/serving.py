@@ -6,6 +6,7 @@ Nothing here knows the proxy.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -33,8 +34,9 @@ class Listener:
     path: str | None = None
 
     def bind(self) -> list[socket.socket]:
-        """Return listening sockets, several where the name has several addresses."""
+        """Return listening sockets, several where the name has several addresses. Raises ``OSError``."""
         if self.path is not None:
+            _refuse_if_served(self.path)
             return [netutil.bind_unix_socket(self.path, backlog=BACKLOG)]
         return netutil.bind_sockets(self.port, self.host or "", backlog=BACKLOG)
 
@@ -44,6 +46,21 @@ class Listener:
             return f"unix:{self.path}"
         host = self.host or "0.0.0.0"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _refuse_if_served(path: str) -> None:
+    """Raise ``OSError`` where a process listens on the unix socket ``path``.
+
+    Binding would take the path from it. What a process left that has ended may go.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        # Where its queue is full it listens as well: then this raises.
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,25 @@ class TestUsage:
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
         assert f"cannot listen on http://127.0.0.1:{proxy.port}" in done.stderr
+
+    async def test_so_is_a_unix_socket_in_use(self, echo: EchoUpstream, tmp_path: Path) -> None:
+        listen = f"unix:{tmp_path}/down"
+        with StandaloneProxy("--to", echo.url, "--listen", listen):
+            done = await asyncio.to_thread(run, "--to", echo.url, "--listen", listen)
+            # The path is still its own.
+            _, writer = await asyncio.open_unix_connection(f"{tmp_path}/down")
+            writer.close()
+            await writer.wait_closed()
+        assert done.returncode == 1
+        assert f"cannot listen on {listen}: [Errno 98] Address already in use" in done.stderr
+
+    async def test_one_that_was_left_behind_is_not(self, echo: EchoUpstream, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(f"{tmp_path}/down")
+        with StandaloneProxy("--to", echo.url, "--listen", f"unix:{tmp_path}/down"):
+            _, writer = await asyncio.open_unix_connection(f"{tmp_path}/down")
+            writer.close()
+            await writer.wait_closed()
 
 
 class TestMounts:
