@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher, Rule
@@ -11,6 +12,9 @@ from tornado_proxy.handlers import ProxyHandler
 from tornado_proxy.inbound import Mounted
 from tornado_proxy.options import OptionError, ProxyOptions
 from tornado_proxy.urls import tail_below
+
+# What stays as it is in a path (RFC 3986 section 3.3), and "%", which may be somebody's quoting already.
+_SAFE = "/%!$&'()*+,;=:@"
 
 
 class PrefixMatches(Matcher):
@@ -56,6 +60,8 @@ def mount(
         raise OptionError(f"{where}: prefix does not begin with a slash; write {'/' + str(prefix)!r}")
     if any(c in prefix for c in "?#* \\"):
         raise OptionError(f"{where}: prefix is a literal path, not a pattern; write it without '?', '#', '*' or spaces")
+    if not prefix.isascii():
+        raise OptionError(f"{where}: prefix is not as a client sends it; write {quote(prefix, safe=_SAFE)!r}")
     if not (isinstance(handler_class, type) and issubclass(handler_class, ProxyHandler)):
         raise OptionError(f"{where}: {handler_class!r} is not a subclass of ProxyHandler; pass options by keyword")
     checked = ProxyOptions.parse(where, {"upstream": upstream, **options})

@@ -1,6 +1,7 @@
 """What is wrong with an option is said when the application is built: the mount, the option, the cure."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,12 @@ class TestStartUpErrors:
     def test_a_prefix_is_a_literal_path(self, prefix):
         with pytest.raises(OptionError, match="prefix"):
             mount(prefix, URL)
+
+    def test_a_prefix_is_what_clients_send(self):
+        """Else it would match nothing, and its requests go elsewhere."""
+        with pytest.raises(OptionError, match=re.escape("write '/%C3%A4/a%2Fb'")):
+            mount("/ä/a%2Fb", URL)
+        mount("/%C3%A4/a%2Fb", URL)
 
 
 class TestSpellings:
