@@ -102,7 +102,9 @@ class TransportSide:
         self._transport.abort()
 
     def fileno(self) -> int:
-        return int(self._transport.get_extra_info("socket").fileno())
+        # asyncio's TLS closes by itself when the other end has ended, and then has no socket any more.
+        sock = self._transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
 
 
 class StreamSide:
@@ -139,7 +141,9 @@ class StreamSide:
         self._stream.close()
 
     def fileno(self) -> int:
-        return -1 if self._stream.closed() else int(getattr(self._stream, "fileno", lambda: -1)())
+        descriptor = -1 if self._stream.closed() else getattr(self._stream, "fileno", lambda: -1)()
+        # That of Tornado's streams returns the socket.
+        return descriptor if isinstance(descriptor, int) else int(descriptor.fileno())
 
 
 async def downstream_side(stream: Any) -> TunnelSide:
@@ -287,7 +291,8 @@ class Tunnel:
 
 def _was_reset(side: TunnelSide) -> bool:
     descriptor = side.fileno()
-    return descriptor < 0 or was_reset(descriptor)
+    # One that is closed may have ended well, with bytes that wait to be read; if not, read() will say so.
+    return descriptor >= 0 and was_reset(descriptor)
 
 
 def _reset_on_close(sock: Any) -> None:

@@ -8,11 +8,12 @@ import socket
 from typing import Any
 
 import pytest
+from tornado.iostream import IOStream
 
 from tests.support.wire import within
 from tornado_proxy import tunnel
 from tornado_proxy.errors import DownstreamClosed, TunnelClosed, UpstreamClosed
-from tornado_proxy.tunnel import Tunnel, adopt
+from tornado_proxy.tunnel import StreamSide, Tunnel, adopt
 
 
 class QueueSide:
@@ -25,6 +26,7 @@ class QueueSide:
         self.events: list[str] = []
         # What write() returns: None, or a future that the test resolves.
         self.room: asyncio.Future[None] | None = None
+        self.descriptor = -1
 
     async def read(self) -> bytes:
         item = await self.incoming.get()
@@ -46,7 +48,7 @@ class QueueSide:
         self.events.append("reset")
 
     def fileno(self) -> int:
-        return -1
+        return self.descriptor
 
 
 @pytest.fixture
@@ -147,8 +149,23 @@ class TestFaults:
         downstream, upstream = sides
         upstream.room = asyncio.get_running_loop().create_future()
         downstream.incoming.put_nowait(b"x")
+        downstream.descriptor = 7
+        monkeypatch.setattr(tunnel, "was_reset", lambda fd: fd == 7)
         with pytest.raises(DownstreamClosed):
             await between(downstream, upstream).run()
+
+    @pytest.mark.parametrize("which", ["downstream", "upstream"])
+    async def test_one_that_is_closed_is_not_taken_for_reset(self, sides, monkeypatch, which):
+        """asyncio's TLS closes a connection by itself whose other end has ended well, with bytes that wait."""
+        monkeypatch.setattr(tunnel, "LOOK", 0.001)
+        source, sink = sides if which == "downstream" else reversed(sides)
+        sink.room = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.05, sink.room.set_result, None)
+        for item in (b"one", b"two", b""):
+            source.incoming.put_nowait(item)
+        sink.incoming.put_nowait(b"")
+        await between(*sides).run()
+        assert sink.sent == [b"one", b"two"]
 
     async def test_silence_ends_it_where_there_is_a_limit(self, sides):
         downstream, upstream = sides
@@ -179,6 +196,28 @@ def connected(held: int | None = None) -> tuple[socket.socket, socket.socket]:
     first.setblocking(False)
     second.setblocking(False)
     return first, second
+
+
+class TestDescriptors:
+    """A side is looked at by its descriptor, as long as it has one."""
+
+    async def test_of_a_transport(self):
+        client, downstream = connected()
+        with client:
+            side = await adopt(downstream)
+            assert side.fileno() == downstream.fileno() >= 0
+            side.reset()
+            await asyncio.sleep(0)
+            assert side.fileno() == -1
+
+    async def test_of_tornados_stream(self):
+        client, downstream = connected()
+        with client:
+            stream = IOStream(downstream)
+            side = StreamSide(stream)
+            assert side.fileno() == downstream.fileno() >= 0
+            stream.close()
+            assert side.fileno() == -1
 
 
 class TestASlowReader:
