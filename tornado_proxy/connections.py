@@ -82,7 +82,7 @@ def server_connection(connection: Any) -> ServerConnection:
 class TornadoConnection:
     """Tornado's ``HTTP1Connection``, which serves one request."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_awaited", "_connection")
 
     framing: Framing | None = None
     # It takes no request that has any.
@@ -90,6 +90,8 @@ class TornadoConnection:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        # The body, while the client waits to be told to send it.
+        self._awaited: _AwaitedBody | None = None
         headers = connection._request_headers
         if headers is not None and ("Content-Length" in headers or "Transfer-Encoding" in headers):
             # Now, because a handler may answer before its body is begun.
@@ -98,6 +100,8 @@ class TornadoConnection:
 
     def begin_body(self, has_body: bool) -> None:
         connection = self._connection
+        if has_body and "Expect" in connection._request_headers:
+            self._awaited = _AwaitedBody(connection)
         _withhold_continue(connection)
         if has_body:
             # Tornado's own limit is 100 MB and answers in our place; ours is the option max_body_size.
@@ -119,6 +123,8 @@ class TornadoConnection:
         stream = self._connection.stream
         if stream is None or stream.closed():
             return
+        if status == 100 and self._awaited is not None:
+            self._awaited.will_come()
         fields = "".join([f"{name}: {value}\r\n" for name, value in headers.get_all()])
         # As Tornado writes a final head: its start line in UTF-8.
         stream.write(f"HTTP/1.1 {status} {reason}\r\n".encode() + fields.encode("latin-1") + b"\r\n")
@@ -168,6 +174,33 @@ class TornadoConnection:
             # Only the connection's end delimits this body; make it an error for its reader.
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         stream.close()
+
+
+class _AwaitedBody:
+    """Closes with a response that comes before the client was told to send its body, and before it does so by itself.
+
+    Whether it sends the body after that is its own choice (RFC 9110 section 10.1.1), and Tornado would read the next
+    request as the body. Where it is to close it says so.
+    """
+
+    __slots__ = ("_connection", "_deliver", "_would_close")
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._deliver = connection._deliver_body
+        self._would_close = connection._disconnect_on_finish
+        connection._disconnect_on_finish = True
+        connection._deliver_body = self._deliver_first
+
+    def will_come(self) -> None:
+        connection = self._connection
+        connection.__dict__.pop("_deliver_body", None)
+        if connection._response_start_line is None:
+            connection._disconnect_on_finish = self._would_close
+
+    async def _deliver_first(self, delegate: Any, data: bytes) -> None:
+        self.will_come()
+        await self._deliver(delegate, data)
 
 
 class _Linger:
@@ -225,7 +258,7 @@ class _Linger:
 
 def _put_back(connection: Any) -> None:
     """Let the connection have its own methods; what stood in their place would leave it to the garbage collector."""
-    for name in ("finish", "_finish_request", "_read_body"):
+    for name in ("finish", "_finish_request", "_read_body", "_deliver_body"):
         connection.__dict__.pop(name, None)
 
 

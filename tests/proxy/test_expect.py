@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.process import free_port
 from tests.support.wire import LAST_CHUNK, chunk
+from tornado_proxy import ProxyHandler
 
 FRAMINGS = pytest.mark.parametrize("framing", ["chunked", "length"])
 BODY = b"the body " * 1000
@@ -149,3 +151,43 @@ class TestWhoMayNotGetA100:
         response = await downstream.read_response()
         assert (response.status, response.interim) == (413, [])
         assert upstream.accepted == 0
+
+
+class TestAnAnswerThatIsNotTheUpstreams:
+    """Whether the body still comes cannot be told from a next request, so there is none."""
+
+    @FRAMINGS
+    async def test_an_error_page_ends_the_connection(self, proxy, expect_log, framing):
+        expect_log("upstream http://127.0.0.1")
+        running = await proxy(f"http://127.0.0.1:{free_port()}")
+        await self.ends_with(502, running, framing)
+
+    @FRAMINGS
+    async def test_so_does_a_hooks(self, proxy, framing):
+        def choose(handler):
+            handler.set_status(401)
+            handler.finish("no")
+
+        running = await proxy(choose)
+        await self.ends_with(401, running, framing)
+
+    async def ends_with(self, status, running, framing):
+        downstream = await ask(running, head(framing))
+        response = await downstream.read_response()
+        assert (response.status, response.complete, response.interim) == (status, True, [])
+        assert response.header("Connection") == "close"
+        assert await downstream.read_until_closed() == b""
+
+    @FRAMINGS
+    async def test_not_where_the_body_came_all_the_same(self, proxy, framing):
+        """Most clients wait for a second only."""
+
+        class Answering(ProxyHandler):
+            async def filter_request_body(self, chunk):
+                self.set_status(401)
+                await self.finish("no")
+
+        running = await proxy("http://127.0.0.1:1", Answering)
+        downstream = await ask(running, head(framing) + framed(framing))
+        response = await downstream.read_response()
+        assert (response.status, response.complete, response.header("Connection")) == (401, True, None)
