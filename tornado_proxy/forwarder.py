@@ -260,6 +260,7 @@ class Exchange:
             try:
                 return await self._send(request)
             except UpstreamError as error:
+                self._watchdog.request_failed()
                 if not await may_retry(request, error, self.downstream, self.options, self.outcome.attempts):
                     raise
                 # Nobody sees it any more. It refers to the client's frames, and they to it.

@@ -151,6 +151,10 @@ class Watchdog:
         elif self._has_own_timer:
             self._arm()
 
+    def request_failed(self) -> None:
+        """The attempt is over. Until the next, hooks are waited for, which have no limit but ``total_timeout``."""
+        self.sending = False
+
     def sending_began(self) -> None:
         """There is a connection, and the request goes out on it."""
         self._connecting = False
@@ -266,13 +270,11 @@ class Watchdog:
         options = self._options
         if self._blocked_since is not None:
             return self._blocked_deadline(options.write_timeout)
-        if not self.sending:
-            return None
+        upload = self.upload
+        if self.response is None and (self._connecting or not self.sending):
+            # Nobody would tell us that a downstream has left which we do not read from.
+            return (monotonic() + _LOOK, None) if upload is not None and upload.held else None
         if self.response is None:
-            upload = self.upload
-            if self._connecting:
-                waiting = upload is not None and upload.held
-                return (monotonic() + _LOOK, None) if waiting else None
             if upload is not None and not (upload.ended and not upload.held):
                 return self._upload_deadline(upload)
             if options.response_timeout is None:

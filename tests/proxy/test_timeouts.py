@@ -171,6 +171,22 @@ class TestResponseTimeout:
         await conn.send(b"one")
         assert await downstream.read_body() == b"one"
 
+    async def test_does_not_count_between_two_attempts(self, proxy, upstream):
+        """A hook may wait for as long as it likes until the next."""
+
+        async def should_retry(handler, error):
+            await asyncio.sleep(2 * LIMIT)
+            return True
+
+        running = await proxy(upstream.url, response_timeout=LIMIT, should_retry=should_retry, retries=1)
+        downstream = await running.ask("GET")
+        conn, _ = await upstream.request()
+        conn.close()
+        conn, _ = await upstream.request()
+        await conn.respond(200)
+        assert (await downstream.read_response()).status == 200
+        assert (await running.next_outcome()).attempts == 2
+
 
 class TestIdleTimeout:
     """TO-06, TO-08, TO-02: silence is cut; neither a trickle nor our own pause is silence."""
