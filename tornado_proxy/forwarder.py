@@ -361,9 +361,14 @@ class Exchange:
         self.committed = self.is_tunnel = True
         stream = downstream.detach()
         try:
-            side = await downstream_side(stream)
-            if (room := side.write(head)) is not None:
-                await room
+            try:
+                side = await downstream_side(stream)
+                if (room := side.write(head)) is not None:
+                    await room
+            except ConnectionError as exc:
+                raise DownstreamClosed(
+                    "downstream reset the tunnel", phase=Phase.UPGRADE, upstream=outcome.upstream
+                ) from exc
             tunnel = Tunnel(
                 side, response.side, origin=outcome.upstream or "", idle_timeout=options.tunnel_idle_timeout
             )

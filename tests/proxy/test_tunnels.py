@@ -118,6 +118,14 @@ class TestTheEnd:
         assert (outcome.status, outcome.side, outcome.phase) == (101, "upstream", "upgrade")
         assert errors == [outcome.error]
 
+    async def test_a_downstream_that_resets_as_it_is_told_of_the_101(self, proxy, upstream):
+        running = await proxy(upstream.url, rewrite_response=lambda handler, response: downstream.reset())
+        downstream = await running.ask("GET", "/ws", ASK)
+        conn, _ = await upstream.request()
+        await conn.send_head(101, GRANT)
+        await conn.closed()
+        assert (await running.next_outcome()).side == "downstream"
+
     async def test_a_half_closed_downstream_still_gets_what_the_upstream_sends(self, proxy, upstream, patient):
         """UP-05."""
         running = await proxy(upstream.url)
