@@ -7,6 +7,7 @@ import socket
 import pycurl
 import pytest
 
+from tests.support.wire import until
 from tornado_proxy.clients.curl.sockets import SocketWatch
 
 
@@ -103,6 +104,23 @@ class TestIdleSockets:
             assert watch.is_quiet(*address(ours))
             assert watch.is_quiet(*address(ours))
 
+    async def test_one_whose_transfer_was_paused_is_not_new(self, connection, watch):
+        """libcurl asks for nothing while it is paused; what comes then is no noise, and what comes later is."""
+        ours, theirs = connection
+        watch.watch(ours.fileno(), readable=True, writable=False)
+        assert watch.is_quiet(*address(ours))
+        watch.unwatch(ours.fileno())
+        theirs.send(b"more")
+        await until(lambda: watch._noisy, "the loop has looked")
+        watch.watch(ours.fileno(), readable=True, writable=False)
+        assert await watch.seen.get() == (ours.fileno(), pycurl.CSELECT_IN)
+        assert ours.recv(4) == b"more"
+        watch.unwatch(ours.fileno())
+        await next_turn()
+        theirs.send(b"unasked")
+        await next_turn()
+        assert not watch.is_quiet(*address(ours))
+
 
 @pytest.fixture
 def pair():
@@ -155,6 +173,17 @@ class TestOneLocalPort:
         await next_turn()
         assert not watch.is_quiet(*address(one))
 
+    async def test_the_second_is_still_known_when_the_firsts_descriptor_leads_to_its_upstream(self, pair, watch):
+        one, _ = pair(0)
+        other, theirs = pair(one.getsockname()[1])
+        self.used(watch, one)
+        self.used(watch, other)
+        with socket.create_connection(other.getpeername()) as foreign:
+            os.dup2(foreign.fileno(), one.fileno())
+            theirs.send(b"unasked")
+            await next_turn()
+            assert not watch.is_quiet(*address(other))
+
 
 class TestSharedConnections:
     """HTTP/2: what waits on a connection may be for any of its streams, and says for which."""
@@ -168,3 +197,14 @@ class TestSharedConnections:
         theirs.send(b"a frame")
         await next_turn()
         assert watch.is_quiet(*address(ours))
+
+    async def test_one_that_is_no_good_is_gone_when_its_descriptor_is_a_unix_sockets(self, connection, watch):
+        ours, _ = connection
+        watch.watch(ours.fileno(), readable=True, writable=False)
+        watch.unwatch(ours.fileno())
+        watch.condemn(*address(ours), "http://upstream")
+        assert watch.has_dead("http://upstream")
+        one, other = socket.socketpair()
+        with one, other:
+            os.dup2(one.fileno(), ours.fileno())
+            assert not watch.has_dead("http://upstream")

@@ -56,7 +56,11 @@ class SocketWatch:
             self._epoll.modify(fd, mask)
         except FileNotFoundError:
             self._epoll.register(fd, mask)
-            self._noisy.discard(fd)
+            if fd in self._noisy:
+                self._noisy.discard(fd)
+                if self._is_open(fd):
+                    # Not a new one: its transfer was paused, when it is as if it were idle, and more has come.
+                    return
             self._used.discard(fd)
             self._shared.pop(fd, None)
             self._condemned.discard(fd)
@@ -161,7 +165,8 @@ class SocketWatch:
             return None
         if len(fds) == 1:
             return fds[0]
-        return next((fd for fd in fds if _upstream_address(fd) == address), None)
+        # A descriptor may be in use again, for a connection of somebody else's to the same upstream.
+        return next((fd for fd in fds if self._is_open(fd) and _upstream_address(fd) == address), None)
 
     def _is_open(self, fd: int) -> bool:
         """Return whether ``fd`` still is the socket that it was when it was new."""
@@ -170,7 +175,7 @@ class SocketWatch:
         except OSError:
             return False
         try:
-            return bool(self._ports.get(fd) == sock.getsockname()[1])
+            return sock.family in (socket.AF_INET, socket.AF_INET6) and self._ports.get(fd) == sock.getsockname()[1]
         except OSError:
             return False
         finally:
