@@ -127,5 +127,8 @@ class Upload:
 
     def end(self) -> None:
         """The exchange is over: what still arrives has nowhere to go."""
+        if not self.pipe.exhausted and self.pipe.error is None:
+            # The client may look once more before it learns that it is cancelled, and must not see a good end.
+            self.pipe.error = ProxyError("the exchange is over", phase=Phase.SEND)
         self.pipe.discard()
         self._exchange = self._request = None

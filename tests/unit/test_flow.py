@@ -1,10 +1,13 @@
 """BodyPipe: what a producer and a consumer may rely on."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
+from tornado_proxy.errors import ProxyError
 from tornado_proxy.flow import BodyPipe
+from tornado_proxy.upload import Upload
 
 
 class TestWriting:
@@ -155,3 +158,34 @@ class TestCounts:
         assert (pipe.total, pipe.size, pipe.consumed) == (6, 4, 2)
         pipe.discard()
         assert pipe.consumed == 2
+
+
+class TestUploads:
+    """The pipe of an inbound body, when its exchange is over."""
+
+    def upload(self):
+        downstream = SimpleNamespace(hooked=lambda name: False)
+        options, watchdog = SimpleNamespace(buffer_size=10, max_body_size=None), SimpleNamespace(upload_ended=list)
+        return Upload(SimpleNamespace(committed=False), downstream, options, watchdog, None, False)
+
+    @pytest.mark.parametrize("complete", [False, True], ids=["still coming", "complete and held"])
+    async def test_one_that_was_not_sent_does_not_seem_to_be(self, complete):
+        """Its client may take more before it learns that it is cancelled."""
+        upload = self.upload()
+        assert upload.receive(b"abc") is None
+        assert upload.pipe.take(1) == b"a"
+        if complete:
+            upload.received_all(None)
+        upload.end()
+        with pytest.raises(ProxyError, match="the exchange is over"):
+            upload.pipe.take(10)
+        with pytest.raises(ProxyError):
+            await upload.pipe.read()
+
+    async def test_one_that_was_sent_stays_well(self):
+        upload = self.upload()
+        assert upload.receive(b"abc") is None
+        upload.received_all(None)
+        assert await upload.pipe.read() == b"abc"
+        upload.end()
+        assert await upload.pipe.read() == b""
