@@ -126,9 +126,10 @@ class TestBytesHeld:
             pairs = [await START[direction](upstream, running, ("chunked", "length")[n % 2]) for n in range(100)]
             await until(lambda: all(sender.stalled() for _, sender in pairs), "all senders were held back", 20)
             held, most = bytes_held(), tracemalloc.get_traced_memory()[0] - allocated
-            # As much as the option buffer_size says, and the piece that came last; in all, little more than that.
-            assert 100 * 64 * 1024 < held < 100 * (256 + 128) * 1024
-            assert most < 64 * MIB
+            # As much as the option buffer_size says, and the piece that came last: libcurl reads up to 512 KiB, and the
+            # more, the busier the machine is. In all, little more than that.
+            assert 100 * 64 * 1024 < held < 100 * (256 + 512) * 1024
+            assert most < held + 32 * MIB
             for downstream, sender in pairs:
                 await sender.stop()
                 downstream.reset()
