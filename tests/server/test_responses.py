@@ -189,6 +189,19 @@ class TestConnections:
         assert len(connection._pending) <= 2 * 65536
         sending.cancel()
 
+    async def test_so_it_does_where_the_client_reads_and_each_is_answered_at_once(self, serve, recorder):
+        recorder.on_finish = respond
+        running = serve(recorder)
+        downstream = await running.connect()
+        loop = asyncio.get_running_loop()
+        sending = asyncio.ensure_future(downstream.send(GET * 200_000))
+        (most, received) = (0, 0)
+        while received < 200_000:
+            received += len(await loop.sock_recv(downstream.sock, 65536))
+            most = max(most, *(len(connection._pending) for connection in running.server._connections))
+        sending.cancel()
+        assert most < 300_000
+
     async def test_a_strict_client_understands_every_kind_of_response(self, serve, recorder):
         kinds = [
             ("GET", 200, {}),

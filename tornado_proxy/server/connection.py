@@ -146,7 +146,10 @@ class Connection(EndingLink):
             self.fail(500)
         finally:
             self._advancing = False
-        if len(self._pending) < READ_AHEAD and self._state is not CLOSED:
+        if len(self._pending) > max(READ_AHEAD, self._server.max_header_size):
+            # At least one whole request, which has its turn first. A client may send faster than it is answered.
+            self.pause_reading()
+        elif self._state is not CLOSED:
             self.resume_reading()
 
     def _step(self) -> bool:
