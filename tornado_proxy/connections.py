@@ -39,7 +39,10 @@ class ServerConnection(Protocol):
         """The fields behind the request's body, as they came, once it has ended; ``None`` where there are none."""
 
     def begin_body(self, has_body: bool) -> None:
-        """Prepare for a body that is read while the response may already be under way; send no 100 for it."""
+        """Prepare for a body that is read while the response may already be under way; send no 100 for it.
+
+        Where the client waits for that, a response that comes before it, and before the body, ends the connection.
+        """
 
     def proceed(self) -> None:
         """Deliver what has arrived of the body now, where that is possible: who takes it is prepared."""

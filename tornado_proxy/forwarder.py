@@ -78,8 +78,6 @@ class Exchange:
     _ending = False
     # Set at the commit, step (7): from then on errors can only abort.
     committed = False
-    # The downstream, which waited, has been told to send its body.
-    _continued = False
     # Whether the exchange has become a tunnel, which then lasts.
     is_tunnel = False
     _request: UpstreamRequest | None = None
@@ -297,10 +295,8 @@ class Exchange:
         """Pass a 1xx on (RFC 9110 section 15.2), but a 100 only to those who wait for it."""
         if self._ending or self.downstream.answered or not header_value_ok(reason):
             return
-        if status == 100:
-            if not self.inbound.expects_continue or self._body_began():
-                return
-            self._continued = True
+        if status == 100 and (not self.inbound.expects_continue or self._body_began()):
+            return
         self.downstream.send_interim(status, reason, interim_headers(headers))
 
     def _body_began(self) -> bool:
@@ -319,10 +315,6 @@ class Exchange:
         # (7) Commit.
         if downstream.answered:
             return
-        if self.inbound.expects_continue and not (self._continued or self._body_began()):
-            # Whether its body still comes is the downstream's choice (RFC 9110 section 10.1.1), and cannot be told from
-            # a next request.
-            downstream.close_after_response()
         self.committed = True
         self.outcome.status = response.status
         buffered = options.response_mode is ResponseMode.BUFFER

@@ -122,9 +122,6 @@ class Downstream(Protocol):
     def send_error_page(self, error: ProxyError) -> None:
         """Answer ``error.status_code``; nothing was sent before."""
 
-    def close_after_response(self) -> None:
-        """Let the connection end with this response."""
-
     def abort(self) -> None:
         """Close the connection so that the downstream sees that the response is not complete."""
 
@@ -158,9 +155,6 @@ class OnConnection:
         # RFC 9110 section 15.2: never to a client of HTTP/1.0.
         if self.request.version != "HTTP/1.0":
             self._connection.send_interim(status, as_it_came(reason), headers)
-
-    def close_after_response(self) -> None:
-        self._connection.close_after_response()
 
     def unsent(self) -> int:
         return self._connection.unsent()
