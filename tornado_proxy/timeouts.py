@@ -270,11 +270,11 @@ class Watchdog:
         options = self._options
         if self._blocked_since is not None:
             return self._blocked_deadline(options.write_timeout)
-        upload = self.upload
-        if self.response is None and (self._connecting or not self.sending):
-            # Nobody would tell us that a downstream has left which we do not read from.
-            return (monotonic() + _LOOK, None) if upload is not None and upload.held else None
         if self.response is None:
+            upload = self.upload
+            if self._connecting or not self.sending:
+                # Nobody would tell us that a downstream has left which we do not read from.
+                return (monotonic() + _LOOK, None) if upload is not None and upload.held else None
             if upload is not None and not (upload.ended and not upload.held):
                 return self._upload_deadline(upload)
             if options.response_timeout is None:
