@@ -35,19 +35,21 @@ def unacknowledged(fd: int) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
+def seen(fd: int, events: int) -> int:
+    """Return which of ``events`` (of ``select.poll``) there are now; POLLHUP and POLLERR whether asked for or not."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return sum(found for _, found in poll.poll(0))
+
+
 def has_left(fd: int) -> bool:
     """Return whether the other end has closed its side, or all of it, whatever it said before."""
-    poll = select.poll()
-    poll.register(fd, _HANG_UP)
-    return bool(poll.poll(0))
+    return bool(seen(fd, _HANG_UP))
 
 
 def was_reset(fd: int) -> bool:
     """Return whether the connection was broken off.
 
-    poll() tells of POLLHUP whether asked or not, and that is also there when both directions have ended well and bytes
-    still wait to be read.
+    POLLHUP would not tell: it is also there when both directions have ended well and bytes still wait to be read.
     """
-    poll = select.poll()
-    poll.register(fd, select.POLLERR)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+    return bool(seen(fd, select.POLLERR) & select.POLLERR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from tornado_proxy.errors import ConnectError, ConnectTimeout, Phase
+from tornado_proxy.kernel import seen
 from tornado_proxy.urls import parse_upstream
 
 
@@ -108,11 +108,7 @@ async def _connected(
 def ready(transport: asyncio.BaseTransport, events: int) -> bool:
     """Return whether the socket of ``transport`` has one of ``events`` (of ``select.poll``) now."""
     sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return False
-    poll = select.poll()
-    poll.register(sock.fileno(), events)
-    return bool(poll.poll(0))
+    return sock is not None and sock.fileno() >= 0 and bool(seen(sock.fileno(), events))
 
 
 def connect_phase(exc: BaseException) -> Phase:
