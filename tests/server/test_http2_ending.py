@@ -17,6 +17,14 @@ from tests.support.wire import within
 GOAWAY_NO_ERROR = frame(Type.GOAWAY, b"\0" * 8)
 
 
+async def gets_its_answer(client, stream):
+    """End the request, and read the answer, for which the client has had no window until now."""
+    await client.data(stream, end=True)
+    await client.grant(2, stream)
+    response = await client.response(stream)
+    assert (response.body, response.reset) == (b"ok", None)
+
+
 class Closing:
     """Notes in the recorder that the client has left."""
 
@@ -210,10 +218,7 @@ class TestEarlyAnswers:
         for _ in range(20):
             await client.data(stream, b"x" * 1000)
             await client.read_until(lambda seen: (seen.type, seen.stream) == (Type.WINDOW_UPDATE, stream))
-        await client.data(stream, end=True)
-        await client.grant(2, stream)
-        response = await client.response(stream)
-        assert (response.body, response.reset) == (b"ok", None)
+        await gets_its_answer(client, stream)
         assert recorder.body == b""
 
     @pytest.mark.parametrize("held", ["by the application", "for the application"])
@@ -229,10 +234,7 @@ class TestEarlyAnswers:
         for _ in range(20):
             await client.read_until(lambda seen: (seen.type, seen.stream) == (Type.WINDOW_UPDATE, stream))
             await client.data(stream, b"x" * 1000)
-        await client.data(stream, end=True)
-        await client.grant(2, stream)
-        response = await client.response(stream)
-        assert (response.body, response.reset) == (b"ok", None)
+        await gets_its_answer(client, stream)
 
     async def test_it_does_too_with_padding(self, serve, recorder):
         recorder.on_head = respond
@@ -242,10 +244,7 @@ class TestEarlyAnswers:
         for _ in range(20):
             await client.send(frame(Type.DATA, b"\xf0x" + b"\0" * 0xF0, stream=stream, flags=PADDED) * 3)
             await client.read_until(lambda seen: (seen.type, seen.stream) == (Type.WINDOW_UPDATE, stream))
-        await client.data(stream, end=True)
-        await client.grant(2, stream)
-        response = await client.response(stream)
-        assert (response.body, response.reset) == (b"ok", None)
+        await gets_its_answer(client, stream)
 
     async def test_one_that_is_still_going_out_does_not_end_the_upload(self, serve, recorder):
         """Full duplex: the response may end before the request only if it has ended."""

@@ -460,19 +460,14 @@ class TestWaiting:
         (connection,) = running.server._connections
         assert not connection.streams
 
-    async def test_neither_is_one_without_content(self, serve, recorder, monkeypatch):
+    async def test_so_is_one_without_content(self, serve, recorder, monkeypatch):
         """It waits behind what the client does not read, and would for ever."""
         monkeypatch.setattr(Link, "write_stall", 0.1)
         recorder.on_finish = lambda connection: respond(
             connection, b"x" * 8_000_000 if connection._head.target == "/large" else b""
         )
         running = serve(recorder, http2=True, idle_timeout=0.1, linger_time=0.1)
-        client = await running.connect2(own={4: 2**31 - 1}, receive_buffer=4096)
-        await client.ready()
-        await client.grant(2**30)
-        await client.request("GET", "/large")
-        await recorder.seen("finish")
-        (connection,) = running.server._connections
+        client, connection = await not_reading(running, recorder, "/large")
         async with asyncio.timeout(5):
             while not connection.write_paused:
                 await asyncio.sleep(0)
@@ -499,16 +494,22 @@ class TestWaiting:
         monkeypatch.setattr(Link, "write_stall", 0.1)
         recorder.on_finish = lambda connection: respond(connection, b"x" * 8_000_000)
         running = serve(recorder, http2=True, idle_timeout=0.1, linger_time=0.1)
-        client = await running.connect2(own={4: 2**31 - 1}, receive_buffer=4096)
-        await client.ready()
-        await client.grant(2**30)
-        await client.request("GET", "/")
-        await recorder.seen("finish")
-        (connection,) = running.server._connections
+        _, connection = await not_reading(running, recorder, "/")
         # As if all of it had found its way into the transport.
         connection.streams.clear()
         connection.stream_closed()
         await asyncio.wait_for(running.server._empty.wait(), 5)
+
+
+async def not_reading(running, recorder, path):
+    """Ask for ``path``, with windows for all of it, and read nothing; return the client and the server's connection."""
+    client = await running.connect2(own={4: 2**31 - 1}, receive_buffer=4096)
+    await client.ready()
+    await client.grant(2**30)
+    await client.request("GET", path)
+    await recorder.seen("finish")
+    (connection,) = running.server._connections
+    return client, connection
 
 
 async def drip(client, block):

@@ -233,14 +233,18 @@ class TestConnections:
             client.start_next_cycle()
 
 
+async def not_reading(running, recorder):
+    """Return a client that reads little at a time, and the application's side of a request that is not answered yet."""
+    recorder.on_finish = lambda connection: recorder.note("ready")
+    downstream = await running.connect(receive_buffer=4096)
+    await downstream.send(GET)
+    await recorder.seen("ready")
+    return downstream, recorder.connections[0]
+
+
 class TestWriting:
     async def test_a_write_waits_for_a_client_that_does_not_read(self, serve, recorder):
-        recorder.on_finish = lambda connection: recorder.note("ready")
-        running = serve(recorder)
-        downstream = await running.connect(receive_buffer=4096)
-        await downstream.send(GET)
-        await recorder.seen("ready")
-        connection = recorder.connections[0]
+        downstream, connection = await not_reading(serve(recorder), recorder)
         assert connection.write_headers(OK, HTTPHeaders(), b"x").done()
         assert connection.unsent() == 0 or connection.unsent() > 0
         sent = 1
@@ -256,11 +260,7 @@ class TestWriting:
 
     @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no TCP_NOTSENT_LOWAT")
     async def test_the_kernel_takes_little_for_a_client_that_does_not_read(self, serve, recorder):
-        recorder.on_finish = lambda connection: recorder.note("ready")
-        downstream = await serve(recorder).connect(receive_buffer=4096)
-        await downstream.send(GET)
-        await recorder.seen("ready")
-        connection = recorder.connections[0]
+        downstream, connection = await not_reading(serve(recorder), recorder)
         connection.write_headers(OK, HTTPHeaders(), b"x")
         sent, taken = 0, True
         while taken:
@@ -274,11 +274,7 @@ class TestWriting:
             await future
 
     async def test_a_write_fails_when_the_client_is_gone(self, serve, recorder):
-        recorder.on_finish = lambda connection: recorder.note("ready")
-        downstream = await serve(recorder).connect(receive_buffer=4096)
-        await downstream.send(GET)
-        await recorder.seen("ready")
-        connection = recorder.connections[0]
+        downstream, connection = await not_reading(serve(recorder), recorder)
         connection.set_close_callback(lambda: recorder.note("left"))
         connection.write_headers(OK, HTTPHeaders(), b"x")
         while (future := connection.write(b"x" * 65536)).done():
