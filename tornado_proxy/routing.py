@@ -52,8 +52,9 @@ def mount(
     """Return a rule for ``Application([...])`` that forwards ``prefix`` and all below it to ``upstream``.
 
     ``mount("/foo", "http://example.com/bar")`` turns ``/foo/a%2Fb?x=1`` into ``http://example.com/bar/a%2Fb?x=1``;
-    ``/foobar`` does not match. ``options`` are those of :class:`~tornado_proxy.options.ProxyOptions`; ``name`` is
-    Tornado's, for ``reverse_url``. Raises :class:`~tornado_proxy.options.OptionError`.
+    ``/foobar`` does not match. The prefix is as clients send it, percent-encoded. ``options`` are those of
+    :class:`~tornado_proxy.options.ProxyOptions`; ``name`` is Tornado's, for ``reverse_url``. Raises
+    :class:`~tornado_proxy.options.OptionError`.
     """
     where = f"mount({prefix!r})".replace("'", '"')
     if not isinstance(prefix, str) or not prefix.startswith("/"):
